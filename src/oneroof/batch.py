@@ -1,0 +1,81 @@
+"""The one input of every forward: tokens of many sequences laid end to end, with no padding and no global context.
+
+Training packs documents as the engine packs requests. Letters: T tokens in the batch, S sequences, N pages a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paging:
+    """Where a batch's keys and values lie in the cache's pools."""
+
+    table: Tensor  # [S, N] int64: the pages of each sequence, in order of position
+    slots: Tensor  # [T] int64: page * page_size + offset, where each token's key and value are written
+    first_page: (
+        int  # the table is [[first], [first + 1], ...]; -1 otherwise. Such a cache is read without gathering
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """S sequences end to end. Sequence s owns rows ``bounds[s]:bounds[s + 1]``, which are its newest tokens.
+
+    Its row r stands at ``positions[r]`` and, in a causal model, sees keys ``0..positions[r]``: those already in
+    the cache and those of this batch. Without `paging` nothing is cached and every sequence begins in this batch.
+    """
+
+    tokens: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    bounds: Tensor  # [S + 1] int32
+    lengths: Tensor  # [S] int64: keys each sequence has once this batch is written
+    counts: tuple[int, ...]  # bounds[s + 1] - bounds[s], on the host
+    longest: int  # max(lengths), on the host: a static bound for reading the cache
+    fresh: bool  # no sequence has keys from before this batch
+    paging: Paging | None
+    alphas: Tensor | None = None  # [T] float32: NTK stretch of each token's sequence; None = 1 everywhere
+
+    @property
+    def last_rows(self) -> Tensor:
+        """[S] the row of each sequence's newest token."""
+        return self.bounds[1:].long() - 1
+
+
+def pack(
+    sequences: Sequence[Sequence[int]],
+    *,
+    alphas: Sequence[float] | None = None,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Whole sequences, uncached: what training, embeddings and `Loaded.logits` feed the model.
+
+    `alphas` gives one NTK stretch a sequence. Raises `ValueError` on an empty batch or sequence.
+    """
+    counts = tuple(len(s) for s in sequences)
+    if not counts or min(counts) == 0:
+        raise ValueError(f"a batch needs sequences of at least one token, got lengths {list(counts)[:8]}")
+    flat = torch.tensor([t for s in sequences for t in s], dtype=torch.long)
+    lengths = torch.tensor(counts, dtype=torch.long)
+    bounds = torch.zeros(len(counts) + 1, dtype=torch.int32)
+    bounds[1:] = lengths.cumsum(0)
+    positions = torch.arange(len(flat)) - torch.repeat_interleave(bounds[:-1].long(), lengths)
+    stretched = (
+        None if alphas is None else torch.tensor(alphas, dtype=torch.float32).repeat_interleave(lengths)
+    )
+    return Batch(
+        tokens=flat.to(device),
+        positions=positions.to(device),
+        bounds=bounds.to(device),
+        lengths=lengths.to(device),
+        counts=counts,
+        longest=max(counts),
+        fresh=True,
+        paging=None,
+        alphas=None if stretched is None else stretched.to(device),
+    )
