@@ -1,0 +1,22 @@
+"""The operations of the house: `from oneroof.ops import rms_norm`. Each has one reference and any number of backends."""
+
+from oneroof.ops.attention import attention
+from oneroof.ops.dispatch import served, use
+from oneroof.ops.linear import linear
+from oneroof.ops.mixture import mixture, route
+from oneroof.ops.norm import add_rms_norm, rms_norm
+from oneroof.ops.pointwise import swiglu
+from oneroof.ops.rotary import rotate
+
+__all__ = [
+    "add_rms_norm",
+    "attention",
+    "linear",
+    "mixture",
+    "rms_norm",
+    "rotate",
+    "route",
+    "served",
+    "swiglu",
+    "use",
+]

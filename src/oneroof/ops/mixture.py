@@ -1,0 +1,57 @@
+"""Mixture of experts: which experts a token visits, and what they make of it.
+
+Letters: T tokens, D width of the model, E experts, k chosen of them, F width of an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oneroof.ops.dispatch import op
+from oneroof.ops.pointwise import swiglu
+
+
+@op
+def route(
+    probabilities_TE: Tensor, bias_E: Tensor | None, top_k: int, normalize: bool, floor: float
+) -> tuple[Tensor, Tensor]:
+    """Choose ``top_k(p + bias)`` and weigh them by ``p``, divided by ``max(sum, floor)`` where `normalize`.
+
+    `probabilities` is the float32 softmax over all experts. Gives weights [T, k] float32 and experts [T, k] int64.
+    """
+    chosen = (probabilities_TE if bias_E is None else probabilities_TE + bias_E).topk(top_k, dim=-1).indices
+    weights = probabilities_TE.gather(-1, chosen)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=floor)
+    return weights, chosen
+
+
+@op
+def mixture(
+    x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D] in x's dtype.
+
+    Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing.
+    """
+    tokens, k = chosen_Tk.shape
+    flat = chosen_Tk.reshape(-1)
+    order = flat.argsort(stable=True)
+    ends = torch.bincount(flat, minlength=gate_up_E2FD.shape[0]).cumsum(0).to(torch.int32)
+    rows = x_TD[order // k] if k > 1 else x_TD[order]
+    hidden = swiglu.reference(_grouped(rows, gate_up_E2FD, ends))
+    out = _grouped(hidden, down_EDF, ends)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.shape[0], device=order.device)
+    return torch.einsum("tkd,tk->td", out[back].view(tokens, k, -1), weights_Tk.to(x_TD.dtype))
+
+
+def _grouped(x_RK: Tensor, weight_ENK: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows ``ends[e - 1] .. ends[e]`` of x times expert e's weight, transposed: [R, N]."""
+    aligned = all(size * x_RK.element_size() % 16 == 0 for size in weight_ENK.shape[1:])
+    if aligned and (x_RK.device.type == "cpu" or x_RK.dtype == torch.bfloat16):  # what torch 2.13 serves
+        return F.grouped_mm(x_RK, weight_ENK.transpose(1, 2), offs=ends_E)
+    counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
+    return torch.cat([F.linear(rows, weight_ENK[e]) for e, rows in enumerate(x_RK.split(counts))])
