@@ -1,0 +1,68 @@
+"""Self-attention of one layer. Head counts are read off the tensors it holds, so that a rank's share needs no arithmetic.
+
+Letters: T tokens, D model width, H heads, K kv heads, d head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from oneroof import ops
+from oneroof.batch import Batch
+from oneroof.config import ModelConfig
+from oneroof.layers.linear import Linear
+from oneroof.layers.norm import RMSNorm
+from oneroof.layers.rope import Angles
+from oneroof.pages import LayerCache
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; the norms of q and k, biases and windows are facts."""
+
+    def __init__(
+        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device, fused: bool
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.window, self.causal = config.head_dim, config.windows[layer], config.causal
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        parts = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        self.qkv = Linear(config.dim, parts, bias=config.qkv_bias, dtype=dtype, device=device, fused=fused)
+        self.output = Linear(q, {"o_proj": config.dim}, bias=config.output_bias, dtype=dtype, device=device)
+        self.rows = (q, kv, kv)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype, device) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype, device) if config.qk_norm else None
+
+    def forward(self, x_TD: Tensor, batch: Batch, angles: Angles, cache: LayerCache | None) -> Tensor:
+        """[T, D] -> [T, D]; writes this batch's keys and values into `cache` where there is one."""
+        qkv = self.qkv(x_TD)
+        q_rows, k_rows, _ = self.rows
+        if self.q_norm is None or self.k_norm is None:  # one rotation serves queries and keys, side by side
+            qk = ops.rotate(
+                self._heads(qkv[:, : q_rows + k_rows]), angles.cos, angles.sin, angles.interleaved
+            )
+            q, k = qk.split((q_rows // self.head_dim, k_rows // self.head_dim), dim=1)
+        else:
+            q = self.q_norm(self._heads(qkv[:, :q_rows]))
+            k = self.k_norm(self._heads(qkv[:, q_rows : q_rows + k_rows]))
+            q = ops.rotate(q, angles.cos, angles.sin, angles.interleaved)
+            k = ops.rotate(k, angles.cos, angles.sin, angles.interleaved)
+        if angles.query_scale is not None:
+            q = (q * angles.query_scale).to(q.dtype)
+        v = self._heads(qkv[:, q_rows + k_rows :])
+        out = ops.attention(q, k, v, batch, cache, self.window, self.causal)
+        mixed: Tensor = self.output(out.flatten(1))
+        return mixed
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.head_dim)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint's tensors, by their names within the layer's `self_attn`."""
+        yield from self.qkv.tensors()
+        yield from self.output.tensors()
+        if self.q_norm is not None and self.k_norm is not None:
+            yield "q_norm.weight", self.q_norm.weight
+            yield "k_norm.weight", self.k_norm.weight

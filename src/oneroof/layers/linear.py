@@ -1,0 +1,74 @@
+"""A projection made of named parts: one fused product, several of the checkpoint's tensors.
+
+Parts that lie side by side share a segment, and a segment is one weight; loader, splitter and exporter see only the parts.
+Letters: T tokens, K inputs, N outputs of all parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from oneroof import ops
+
+
+class Segment(nn.Module):
+    """One weight [N, K], with a bias [N] or none; its rows are the parts', one after the other."""
+
+    def __init__(
+        self, dim: int, parts: Mapping[str, int], bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.parts = dict(parts)
+        rows = sum(parts.values())
+        self.weight = nn.Parameter(torch.empty(rows, dim, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device=device)) if bias else None
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        """[T, K] -> [T, N]."""
+        return ops.linear(x_TK, self.weight, self.bias)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each part's weight and bias: a view, under the part's name."""
+        start = 0
+        for name, rows in self.parts.items():
+            yield f"{name}.weight", self.weight.narrow(0, start, rows)
+            if self.bias is not None:
+                yield f"{name}.bias", self.bias.narrow(0, start, rows)
+            start += rows
+
+
+class Linear(nn.Module):
+    """``Linear(dim, {"q_proj": q, "k_proj": kv, "v_proj": kv})``: [T, dim] -> [T, q + kv + kv].
+
+    With `fused` the parts are one segment; without, each is a parameter of its own (training with shards or adapters).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        parts: Mapping[str, int],
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        groups = [dict(parts)] if fused else [{name: rows} for name, rows in parts.items()]
+        self.segments = nn.ModuleList(Segment(dim, group, bias, dtype, device) for group in groups)
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        """[T, K] -> [T, N], the parts side by side."""
+        if len(self.segments) == 1:
+            out: Tensor = self.segments[0](x_TK)
+            return out
+        return torch.cat([segment(x_TK) for segment in self.segments], dim=-1)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each part's weight and bias: a view, under the part's name."""
+        for segment in self.segments:
+            assert isinstance(segment, Segment)
+            yield from segment.tensors()

@@ -1,0 +1,95 @@
+"""The mixture-of-experts block: a router, its experts in one stack, and a shared expert where there is one.
+
+Letters: T tokens, D model width, E experts, k chosen, F width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from oneroof import ops
+from oneroof.config import Experts
+from oneroof.layers.linear import Linear
+from oneroof.layers.mlp import MLP
+
+
+class Routing(NamedTuple):
+    """The router's answer for T tokens."""
+
+    weights: Tensor  # [T, k] float32
+    chosen: Tensor  # [T, k] int64
+    probabilities: Tensor  # [T, E] float32: what a balance loss reads
+
+
+class Router(nn.Module):
+    """``softmax(x @ weight^T)`` and the choice of k experts."""
+
+    def __init__(self, dim: int, experts: Experts, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.experts = experts
+        held = torch.float32 if experts.router_float32 else dtype
+        self.weight = nn.Parameter(torch.empty(experts.count, dim, dtype=held, device=device))
+        shape = (1, experts.count)  # as stored
+        bias = torch.empty(shape, dtype=torch.float32, device=device) if experts.choice_bias else None
+        self.choice_bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        """[T, D] -> which experts each token visits, and with what weight."""
+        facts = self.experts
+        scores = ops.linear(x_TD.to(self.weight.dtype), self.weight, None)
+        probabilities = scores.softmax(-1, dtype=torch.float32)
+        weights, chosen = ops.route(
+            probabilities, self.choice_bias, facts.top_k, facts.normalize, facts.norm_floor
+        )
+        return Routing(weights, chosen, probabilities)
+
+
+class MoE(nn.Module):
+    """Routed experts, plus the shared one."""
+
+    def __init__(
+        self, dim: int, experts: Experts, *, bias: bool, dtype: torch.dtype, device: torch.device, fused: bool
+    ) -> None:
+        super().__init__()
+        self.router = Router(dim, experts, dtype, device)
+        count, width = experts.count, experts.width
+        self.gate_up = nn.Parameter(torch.empty(count, 2 * width, dim, dtype=dtype, device=device))
+        self.down = nn.Parameter(torch.empty(count, dim, width, dtype=dtype, device=device))
+        shared, gate = experts.shared_width, experts.shared_gate
+        self.shared = MLP(dim, shared, bias=bias, dtype=dtype, device=device, fused=fused) if shared else None
+        self.shared_gate = (
+            Linear(dim, {"shared_expert_gate": 1}, bias=False, dtype=dtype, device=device)
+            if shared and gate
+            else None
+        )
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        routing: Routing = self.router(x_TD)
+        out = ops.mixture(x_TD, routing.weights, routing.chosen, self.gate_up, self.down)
+        if self.shared is None:
+            return out
+        shared: Tensor = self.shared(x_TD)
+        if self.shared_gate is not None:
+            shared = torch.sigmoid(self.shared_gate(x_TD)) * shared
+        return out + shared
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint's tensors, by their names within the layer's `mlp`."""
+        yield "gate.weight", self.router.weight
+        if self.router.choice_bias is not None:
+            yield "gate.choice_bias", self.router.choice_bias
+        width = self.down.shape[2]
+        for e in range(self.down.shape[0]):
+            yield f"experts.{e}.gate_proj.weight", self.gate_up[e].narrow(0, 0, width)
+            yield f"experts.{e}.up_proj.weight", self.gate_up[e].narrow(0, width, width)
+            yield f"experts.{e}.down_proj.weight", self.down[e]
+        if self.shared is not None:
+            for name, tensor in self.shared.tensors():
+                yield f"shared_expert.{name}", tensor
+        if self.shared_gate is not None:
+            yield from self.shared_gate.tensors()
