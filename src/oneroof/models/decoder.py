@@ -1,0 +1,126 @@
+"""The one decoder: every family is this code with other facts. It knows no file, no request and no rank.
+
+Letters: T tokens, R rows, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from oneroof.batch import Batch
+from oneroof.config import ModelConfig
+from oneroof.errors import UserError
+from oneroof.layers.attention import Attention
+from oneroof.layers.embedding import Embedding
+from oneroof.layers.mlp import MLP
+from oneroof.layers.moe import MoE
+from oneroof.layers.norm import RMSNorm
+from oneroof.layers.rope import Angles, Rotary
+from oneroof.pages import KVCache, LayerCache
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each behind its norm, around a residual that is added where it is next read."""
+
+    def __init__(
+        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device, fused: bool
+    ) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(config.dim, config.norm_eps, dtype, device)
+        self.attention = Attention(config, layer, dtype=dtype, device=device, fused=fused)
+        self.post_norm = RMSNorm(config.dim, config.norm_eps, dtype, device)
+        self.mlp: MLP | MoE
+        if config.sparse_layers[layer]:
+            assert config.experts is not None
+            self.mlp = MoE(
+                config.dim, config.experts, bias=config.mlp_bias, dtype=dtype, device=device, fused=fused
+            )
+        else:
+            self.mlp = MLP(
+                config.dim, config.width, bias=config.mlp_bias, dtype=dtype, device=device, fused=fused
+            )
+
+    def forward(
+        self, x_TD: Tensor, residual_TD: Tensor | None, batch: Batch, angles: Angles, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """(this layer's last addend, the sum before it); the caller adds them."""
+        if residual_TD is None:
+            normed, residual = self.input_norm(x_TD), x_TD
+        else:
+            normed, residual = self.input_norm.add(x_TD, residual_TD)
+        normed, residual = self.post_norm.add(self.attention(normed, batch, angles, cache), residual)
+        return self.mlp(normed), residual
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint's tensors, by their names within the layer."""
+        yield "input_layernorm.weight", self.input_norm.weight
+        yield from ((f"self_attn.{name}", tensor) for name, tensor in self.attention.tensors())
+        yield "post_attention_layernorm.weight", self.post_norm.weight
+        yield from ((f"mlp.{name}", tensor) for name, tensor in self.mlp.tensors())
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm and head. Parameters are made on `device`, uninitialised: fill `tensors()`.
+
+    `fused` joins neighbouring projections (fastest); training apart wants them separate. `head` False builds none: an
+    embedding checkpoint that ships without. On the device `meta` it has shapes and no memory.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        fused: bool = True,
+        head: bool = True,
+    ) -> None:
+        super().__init__()
+        place = torch.device(device)
+        self.config = config
+        self.embedding = Embedding(config.vocabulary, config.dim, dtype, place)
+        self.blocks = nn.ModuleList(
+            Block(config, i, dtype=dtype, device=place, fused=fused) for i in range(config.depth)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps, dtype, place)
+        self.head: Embedding | None = self.embedding if head and config.tied_head else None
+        if head and not config.tied_head:
+            self.head = Embedding(config.vocabulary, config.dim, dtype, place)
+        self.rotary = Rotary(config.rope, config.head_dim, config.logn_positions, place)
+
+    def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
+        """Final hidden states [T, D], normed; `batch.paging` says where in `cache` keys and values go."""
+        angles = self.rotary(batch)
+        x: Tensor = self.embedding(batch.tokens)
+        residual: Tensor | None = None
+        for i, block in enumerate(self.blocks):
+            x, residual = block(x, residual, batch, angles, cache.layers[i] if cache is not None else None)
+        assert residual is not None  # there is at least one block
+        normed, _ = self.norm.add(x, residual)
+        return normed
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """[R, D] -> [R, V] in float32. UserError for a checkpoint without a head."""
+        if self.head is None:
+            raise UserError(
+                "this checkpoint has no output head; embeddings are allowed, text is not; use `embed`"
+            )
+        return self.head.scores(hidden_RD)
+
+    def ntk_alpha(self, length: int) -> float:
+        """The NTK stretch of a sequence admitted with a prompt of `length` tokens; 1.0 for most models."""
+        return self.rotary.alpha(length)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Our checkpoint name -> a view of its storage, in the checkpoint's shape; a tied head is not listed."""
+        found = {"model.embed_tokens.weight": self.embedding.weight.data}
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            found |= {f"model.layers.{i}.{name}": tensor.data for name, tensor in block.tensors()}
+        found["model.norm.weight"] = self.norm.weight.data
+        if self.head is not None and self.head is not self.embedding:
+            found["lm_head.weight"] = self.head.weight.data
+        return found

@@ -1,0 +1,186 @@
+"""The Qwen families: 1, 1.5 / 2 / 2.5 (one architecture), 3, and the mixtures of experts of 1.5, 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from oneroof.config import Experts, ModelConfig, Rope
+from oneroof.errors import UserError
+from oneroof.models import facts
+from oneroof.models.family import ANGLES, PACKED_EXPERTS, PREFIXLESS, Family
+from oneroof.names import Rename
+
+_OURS = "model.layers.{i}."
+_FIRST = "transformer.h.{i}."
+
+
+def _dense(
+    hf: Mapping[str, object], family: str, *, qkv_bias: bool, output_bias: bool, qk_norm: bool
+) -> ModelConfig:
+    facts.activation(hf)
+    dim, depth = facts.integer(hf, "hidden_size"), facts.integer(hf, "num_hidden_layers")
+    heads = facts.integer(hf, "num_attention_heads")
+    rope, reach = facts.rope(
+        hf, theta=10000.0, interleaved=False, positions=facts.integer(hf, "max_position_embeddings")
+    )
+    first_window = facts.integer(hf, "max_window_layers", default=0)
+    return ModelConfig(
+        family=family,
+        vocabulary=facts.integer(hf, "vocab_size"),
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        kv_heads=facts.kv_heads(hf, heads),
+        head_dim=facts.head_dim(hf, dim, heads),
+        width=facts.integer(hf, "intermediate_size"),
+        norm_eps=facts.number(hf, "rms_norm_eps"),
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        mlp_bias=False,
+        qk_norm=qk_norm,
+        rope=rope,
+        logn_positions=0,
+        causal=facts.flag(hf, "is_causal", True),
+        windows=facts.windows(hf, depth, tuple(i >= first_window for i in range(depth))),
+        tied_head=facts.flag(hf, "tie_word_embeddings", False),
+        experts=None,
+        sparse_layers=(False,) * depth,
+        max_positions=reach,
+        dtype=facts.dtype(hf),
+        init_range=facts.number(hf, "initializer_range", default=0.02),
+        bos=facts.token(hf, "bos_token_id"),
+        eos=facts.integers(hf, "eos_token_id"),
+        pad=facts.token(hf, "pad_token_id"),
+    )
+
+
+def _experts(hf: Mapping[str, object], *, shared_width: int) -> Experts:
+    made = Experts(
+        count=facts.integer(hf, "num_local_experts", "num_experts"),
+        top_k=facts.integer(hf, "num_experts_per_tok"),
+        width=facts.integer(hf, "moe_intermediate_size"),
+        normalize=facts.flag(hf, "norm_topk_prob", False),
+        norm_floor=0.0,
+        choice_bias=False,
+        router_float32=False,
+        shared_width=shared_width,
+        shared_gate=shared_width > 0,
+        balance_loss=facts.number(hf, "router_aux_loss_coef", default=0.001),
+    )
+    if not 0 < made.top_k <= made.count:
+        raise UserError(
+            f"config.json chooses {made.top_k} of {made.count} experts; 1 to {made.count} are allowed; mend it"
+        )
+    return made
+
+
+def _sparse(hf: Mapping[str, object], depth: int) -> tuple[bool, ...]:
+    step, dense = facts.integer(hf, "decoder_sparse_step", default=1), facts.integers(hf, "mlp_only_layers")
+    if step == 0:
+        raise UserError("config.json says decoder_sparse_step = 0; at least 1 is allowed; mend the file")
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(depth))
+
+
+def qwen2(hf: Mapping[str, object]) -> ModelConfig:
+    """Qwen1.5, Qwen2, Qwen2.5, their coders, and gte embeddings (`is_causal` false there)."""
+    return _dense(hf, "qwen2", qkv_bias=True, output_bias=False, qk_norm=False)
+
+
+def qwen2_moe(hf: Mapping[str, object]) -> ModelConfig:
+    """Qwen1.5-MoE and Qwen2-MoE: a gated shared expert beside the routed ones."""
+    dense = _dense(
+        hf, "qwen2_moe", qkv_bias=facts.flag(hf, "qkv_bias", True), output_bias=False, qk_norm=False
+    )
+    first_window = facts.integer(hf, "max_window_layers", default=28)  # the reference's default
+    sliding = tuple(i % 2 == 0 and i < first_window for i in range(dense.depth))
+    return replace(
+        dense,
+        windows=facts.windows(hf, dense.depth, sliding),
+        experts=_experts(hf, shared_width=facts.integer(hf, "shared_expert_intermediate_size")),
+        sparse_layers=_sparse(hf, dense.depth),
+    )
+
+
+def qwen3(hf: Mapping[str, object]) -> ModelConfig:
+    """Qwen3 dense, Qwen3-Embedding and Qwen3-Reranker: normed queries and keys, heads apart from the width."""
+    bias = facts.flag(hf, "attention_bias", False)
+    return _dense(hf, "qwen3", qkv_bias=bias, output_bias=bias, qk_norm=True)
+
+
+def qwen3_moe(hf: Mapping[str, object]) -> ModelConfig:
+    """Qwen3-MoE: 128 small experts in the published sizes, none shared; a window holds for every layer or none."""
+    bias = facts.flag(hf, "attention_bias", False)
+    dense = _dense(hf, "qwen3_moe", qkv_bias=bias, output_bias=bias, qk_norm=True)
+    return replace(
+        dense,
+        windows=facts.windows(hf, dense.depth, (True,) * dense.depth),
+        experts=_experts(hf, shared_width=0),
+        sparse_layers=_sparse(hf, dense.depth),
+    )
+
+
+def qwen(hf: Mapping[str, object]) -> ModelConfig:
+    """Qwen-1: its config counts both halves of the MLP, its context grows by NTK and logn attention."""
+    modern = {
+        "hidden_size": hf.get("hidden_size", hf.get("n_embd")),
+        "num_hidden_layers": hf.get("num_hidden_layers", hf.get("n_layer")),
+        "num_attention_heads": hf.get("num_attention_heads", hf.get("n_head")),
+        "intermediate_size": facts.integer(hf, "intermediate_size", "ffn_hidden_size") // 2,
+        "max_position_embeddings": hf.get("max_position_embeddings", hf.get("n_positions")),
+        "rms_norm_eps": facts.number(hf, "layer_norm_epsilon"),
+        "rope_theta": facts.number(hf, "rotary_emb_base", default=10000.0),
+        "head_dim": hf.get("kv_channels"),
+        "vocab_size": hf.get("vocab_size", hf.get("padded_vocab_size")),
+    }
+    kept = (
+        "tie_word_embeddings",
+        "initializer_range",
+        "torch_dtype",
+        "dtype",
+        "bf16",
+        "fp16",
+        "bos_token_id",
+    )
+    modern |= {key: hf[key] for key in (*kept, "eos_token_id", "pad_token_id") if key in hf}
+    if facts.number(hf, "rotary_pct", default=1.0) != 1.0:
+        raise UserError(
+            "config.json says rotary_pct below 1; only whole heads are rotated; no published Qwen does this"
+        )
+    if not facts.flag(hf, "no_bias", True):
+        raise UserError(
+            "config.json says no_bias = false; only bias-free MLPs are allowed; no published Qwen has them"
+        )
+    dense = _dense(modern, "qwen", qkv_bias=True, output_bias=False, qk_norm=False)
+    trained = facts.integer(hf, "seq_length", default=dense.max_positions)
+    stretched = facts.flag(hf, "use_dynamic_ntk", True)
+    rope = Rope(kind="ntk-by-doubling", theta=dense.rope.theta, interleaved=False, original_positions=trained)
+    return replace(
+        dense,
+        rope=rope if stretched else dense.rope,
+        logn_positions=trained if facts.flag(hf, "use_logn_attn", True) else 0,
+    )
+
+
+def _part(stored: str, *ours: str) -> Rename:
+    return Rename(_FIRST + stored, tuple(_OURS + name for name in ours), written=True)
+
+
+_QWEN_NAMES = (
+    Rename("transformer.wte.weight", ("model.embed_tokens.weight",), written=True),
+    Rename("transformer.ln_f.weight", ("model.norm.weight",), written=True),
+    _part("ln_1.weight", "input_layernorm.weight"),
+    _part("ln_2.weight", "post_attention_layernorm.weight"),
+    _part("attn.c_attn.weight", *(f"self_attn.{x}_proj.weight" for x in "qkv")),
+    _part("attn.c_attn.bias", *(f"self_attn.{x}_proj.bias" for x in "qkv")),
+    _part("attn.c_proj.weight", "self_attn.o_proj.weight"),
+    _part("mlp.w2.weight", "mlp.gate_proj.weight"),  # w2 goes through SiLU
+    _part("mlp.w1.weight", "mlp.up_proj.weight"),
+    _part("mlp.c_proj.weight", "mlp.down_proj.weight"),
+)
+
+QWEN = Family(("QWenLMHeadModel",), qwen, _QWEN_NAMES, (ANGLES,))
+QWEN2 = Family(("Qwen2ForCausalLM", "Qwen2Model"), qwen2, PREFIXLESS, (ANGLES,))
+QWEN2_MOE = Family(("Qwen2MoeForCausalLM",), qwen2_moe, (*PREFIXLESS, *PACKED_EXPERTS), (ANGLES,))
+QWEN3 = Family(("Qwen3ForCausalLM", "Qwen3Model"), qwen3, PREFIXLESS, (ANGLES,))
+QWEN3_MOE = Family(("Qwen3MoeForCausalLM",), qwen3_moe, (*PREFIXLESS, *PACKED_EXPERTS), (ANGLES,))
