@@ -1,0 +1,116 @@
+"""A `tokenizer.json` from tiktoken ranks: the merges are recovered from the ranks, text is split as before.
+
+Byte-pair encoding picks the merge of lowest rank first, so a token's own merge joins the two pieces that are
+left when only lower ranks may be used on its bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from oneroof.errors import UserError
+
+# As the published tokenizer has them; the special tokens' ids follow the ranks.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """The tokens of a tiktoken file (lines of base64 and rank); a rank is the token's id: 0, 1, 2 ..."""
+    try:
+        rows = [line.split() for line in path.read_bytes().splitlines() if line.strip()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
+    except (ValueError, binascii.Error):
+        raise UserError(
+            f"{path} is no tiktoken file; lines of base64 and rank are allowed; fetch it again"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); a tiktoken file is needed; copy it there"
+        ) from None
+    if sorted(ranks.values()) != list(range(len(rows))) or any(bytes([b]) not in ranks for b in range(256)):
+        raise UserError(f"{path} is torn: its ranks have gaps or lack a byte; fetch it again")
+    return ranks
+
+
+def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The pair that each token of more than one byte is joined from, in order of rank.
+
+    Raises UserError for a token that no pair of lower rank makes.
+    """
+    found = []
+    for token, rank in sorted(ranks.items(), key=lambda row: row[1]):
+        if len(token) == 1:
+            continue
+        pieces = _pieces(token, rank, ranks)
+        if len(pieces) != 2:
+            raise UserError(
+                f"token {rank} ({token!r}) is no pair of earlier tokens; byte-pair ranks are allowed"
+            )
+        found.append((pieces[0], pieces[1]))
+    return found
+
+
+def tokenizer_json(ranks: Mapping[bytes, int], specials: Sequence[str] = SPECIALS) -> dict[str, object]:
+    """What `tokenizer.json` holds for `ranks` and the special tokens, which get the ids behind them."""
+    letters = _letters()
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": len(ranks) + i, "content": text, **plain} for i, text in enumerate(specials)],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+        "post_processor": level,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {
+                _spell(token, letters): rank for token, rank in sorted(ranks.items(), key=lambda row: row[1])
+            },
+            "merges": [
+                f"{_spell(left, letters)} {_spell(right, letters)}" for left, right in merges(ranks)
+            ],  # read by old versions too
+        },
+    }
+
+
+def _pieces(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """`token` by the merges below `rank`, lowest first."""
+    pieces = [bytes([b]) for b in token]
+    while len(pieces) > 2:
+        joined = [ranks.get(a + b, rank) for a, b in pairwise(pieces)]
+        best = min(joined)
+        if best >= rank:
+            break
+        at = joined.index(best)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return pieces
+
+
+def _spell(token: bytes, letters: Mapping[int, str]) -> str:
+    return "".join(letters[b] for b in token)
+
+
+def _letters() -> dict[int, str]:
+    """The printable letter that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
