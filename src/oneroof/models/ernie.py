@@ -16,23 +16,50 @@ _LAYER = "model.layers.{i}.mlp."
 
 def ernie(hf: Mapping[str, object]) -> ModelConfig:
     """ERNIE-4.5 dense: neighbouring coordinates are rotated together, one switch for every bias."""
+    return _dense({"head_dim": 128, **hf})  # transformers' default, in the dense family alone
+
+
+def ernie_moe(hf: Mapping[str, object]) -> ModelConfig:
+    """ERNIE-4.5 MoE: sparse layers by start, end and interval; shared experts stored as one wide MLP, ungated."""
+    dense = _dense(hf)
+    width = facts.size(hf, "moe_intermediate_size")
+    experts = Experts(
+        count=facts.integer(hf, "moe_num_experts", "num_experts", "num_local_experts"),
+        top_k=facts.integer(hf, "moe_k", "num_experts_per_tok"),
+        width=width,
+        normalize=True,
+        norm_floor=facts.number(hf, "moe_norm_min", default=1e-12),
+        choice_bias=True,
+        router_float32=True,
+        shared_width=width * facts.integer(hf, "moe_num_shared_experts", default=2),
+        shared_gate=False,
+        balance_loss=facts.number(hf, "router_aux_loss_coef", default=0.001),
+    )
+    if not 0 < experts.top_k <= experts.count:
+        raise UserError(
+            f"config.json chooses {experts.top_k} of {experts.count} experts; 1 to {experts.count} are allowed"
+        )
+    return replace(dense, family="ernie_moe", experts=experts, sparse_layers=_sparse(hf, dense.depth))
+
+
+def _dense(hf: Mapping[str, object]) -> ModelConfig:
     facts.activation(hf)
-    dim, depth = facts.integer(hf, "hidden_size"), facts.integer(hf, "num_hidden_layers")
-    heads = facts.integer(hf, "num_attention_heads")
+    dim, depth = facts.size(hf, "hidden_size"), facts.size(hf, "num_hidden_layers")
+    heads = facts.size(hf, "num_attention_heads")
     rope, reach = facts.rope(
-        hf, theta=500000.0, interleaved=True, positions=facts.integer(hf, "max_position_embeddings")
+        hf, theta=500000.0, interleaved=True, positions=facts.size(hf, "max_position_embeddings")
     )
     bias = facts.flag(hf, "use_bias", False)
     return ModelConfig(
         family="ernie",
-        vocabulary=facts.integer(hf, "vocab_size"),
+        vocabulary=facts.size(hf, "vocab_size"),
         dim=dim,
         depth=depth,
         heads=heads,
         kv_heads=facts.kv_heads(hf, heads),
         head_dim=facts.head_dim(hf, dim, heads),
-        width=facts.integer(hf, "intermediate_size"),
-        norm_eps=facts.number(hf, "rms_norm_eps"),
+        width=facts.size(hf, "intermediate_size"),
+        norm_eps=facts.positive(hf, "rms_norm_eps"),
         qkv_bias=bias,
         output_bias=bias,
         mlp_bias=bias,
@@ -53,36 +80,11 @@ def ernie(hf: Mapping[str, object]) -> ModelConfig:
     )
 
 
-def ernie_moe(hf: Mapping[str, object]) -> ModelConfig:
-    """ERNIE-4.5 MoE: sparse layers by start, end and interval; shared experts stored as one wide MLP, ungated."""
-    dense = ernie(hf)
-    width = facts.integer(hf, "moe_intermediate_size")
-    experts = Experts(
-        count=facts.integer(hf, "moe_num_experts", "num_experts", "num_local_experts"),
-        top_k=facts.integer(hf, "moe_k", "num_experts_per_tok"),
-        width=width,
-        normalize=True,
-        norm_floor=facts.number(hf, "moe_norm_min", default=1e-12),
-        choice_bias=True,
-        router_float32=True,
-        shared_width=width * facts.integer(hf, "moe_num_shared_experts", default=2),
-        shared_gate=False,
-        balance_loss=facts.number(hf, "router_aux_loss_coef", default=0.001),
-    )
-    if not 0 < experts.top_k <= experts.count:
-        raise UserError(
-            f"config.json chooses {experts.top_k} of {experts.count} experts; 1 to {experts.count} are allowed"
-        )
-    return replace(dense, family="ernie_moe", experts=experts, sparse_layers=_sparse(hf, dense.depth))
-
-
 def _sparse(hf: Mapping[str, object], depth: int) -> tuple[bool, ...]:
     start = facts.integer(hf, "moe_layer_start_index", default=1)
     ends = facts.integers(hf, "moe_layer_end_index")
     end = ends[0] if ends and ends[0] >= 0 else depth - 1
-    interval = facts.integer(hf, "moe_layer_interval", default=1)
-    if interval == 0:
-        raise UserError("config.json says moe_layer_interval = 0; at least 1 is allowed; mend the file")
+    interval = facts.size(hf, "moe_layer_interval", default=1)
     return tuple((i + 1) % interval == 0 and start <= i <= end for i in range(depth))
 
 

@@ -17,14 +17,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn")
 
 
-def integer(hf: Keys, *names: str, default: int | None = None) -> int:
-    """The first of `names` that is set, as a non-negative integer; UserError where none is and there is no default."""
+def integer(hf: Keys, *names: str, default: int | None = None, least: int = 0) -> int:
+    """The first of `names` that is set, an integer from `least` on; UserError if not, or if none is."""
     value = _first(hf, names, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(
-            f"config.json says {names[0]} = {value!r}; a whole number of at least 0 is allowed; mend the file"
+            f"config.json says {names[0]} = {value!r}; whole numbers from {least} on are allowed; mend it"
         )
     return value
+
+
+def size(hf: Keys, *names: str, default: int | None = None) -> int:
+    """The same for what there must be at least one of: widths, heads, layers."""
+    return integer(hf, *names, default=default, least=1)
 
 
 def number(hf: Keys, *names: str, default: float | None = None) -> float:
@@ -33,6 +38,16 @@ def number(hf: Keys, *names: str, default: float | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"config.json says {names[0]} = {value!r}; a finite number is allowed; mend the file")
     return float(value)
+
+
+def positive(hf: Keys, *names: str, default: float | None = None) -> float:
+    """The same for what must be above zero."""
+    value = number(hf, *names, default=default)
+    if value <= 0:
+        raise UserError(
+            f"config.json says {names[0]} = {value!r}; a number above 0 is allowed; mend the file"
+        )
+    return value
 
 
 def flag(hf: Keys, name: str, default: bool) -> bool:
@@ -119,13 +134,13 @@ def rope(hf: Keys, *, theta: float, interleaved: bool, positions: int) -> tuple[
         raise UserError(
             "config.json says partial_rotary_factor; only whole heads are rotated in these families; mend it"
         )
-    base = number(told, "rope_theta", default=number(hf, "rope_theta", default=theta))
+    base = positive(told, "rope_theta", default=positive(hf, "rope_theta", default=theta))
     if kind == "default":
         return Rope(kind=kind, theta=base, interleaved=interleaved), positions
     original = positions
     if kind == "yarn":
-        original = integer(told, "original_max_position_embeddings", default=positions)
-    factor = number({"factor": told.get("factor")}, "factor", default=positions / original)
+        original = size(told, "original_max_position_embeddings", default=positions)
+    factor = number(told, "factor", default=positions / original if kind == "yarn" else None)
     if factor < 1:
         raise UserError(f"config.json says rope factor {factor}; at least 1 is allowed; mend the file")
     reach = max(positions, round(original * factor)) if kind == "yarn" else round(positions * factor)
@@ -156,7 +171,7 @@ def windows(hf: Keys, depth: int, sliding: tuple[bool, ...]) -> tuple[int, ...]:
         sliding = tuple(t == "sliding_attention" for t in listed[:depth])
     if not flag(hf, "use_sliding_window", False) or not any(sliding):
         return (0,) * depth
-    width = integer(hf, "sliding_window")
+    width = size(hf, "sliding_window")
     return tuple(width if slides else 0 for slides in sliding)
 
 

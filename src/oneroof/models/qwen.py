@@ -19,22 +19,22 @@ def _dense(
     hf: Mapping[str, object], family: str, *, qkv_bias: bool, output_bias: bool, qk_norm: bool
 ) -> ModelConfig:
     facts.activation(hf)
-    dim, depth = facts.integer(hf, "hidden_size"), facts.integer(hf, "num_hidden_layers")
-    heads = facts.integer(hf, "num_attention_heads")
+    dim, depth = facts.size(hf, "hidden_size"), facts.size(hf, "num_hidden_layers")
+    heads = facts.size(hf, "num_attention_heads")
     rope, reach = facts.rope(
-        hf, theta=10000.0, interleaved=False, positions=facts.integer(hf, "max_position_embeddings")
+        hf, theta=10000.0, interleaved=False, positions=facts.size(hf, "max_position_embeddings")
     )
-    first_window = facts.integer(hf, "max_window_layers", default=0)
+    first_window = facts.integer(hf, "max_window_layers", default=28)  # where transformers starts to slide
     return ModelConfig(
         family=family,
-        vocabulary=facts.integer(hf, "vocab_size"),
+        vocabulary=facts.size(hf, "vocab_size"),
         dim=dim,
         depth=depth,
         heads=heads,
         kv_heads=facts.kv_heads(hf, heads),
         head_dim=facts.head_dim(hf, dim, heads),
-        width=facts.integer(hf, "intermediate_size"),
-        norm_eps=facts.number(hf, "rms_norm_eps"),
+        width=facts.size(hf, "intermediate_size"),
+        norm_eps=facts.positive(hf, "rms_norm_eps"),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=False,
@@ -59,7 +59,7 @@ def _experts(hf: Mapping[str, object], *, shared_width: int) -> Experts:
     made = Experts(
         count=facts.integer(hf, "num_local_experts", "num_experts"),
         top_k=facts.integer(hf, "num_experts_per_tok"),
-        width=facts.integer(hf, "moe_intermediate_size"),
+        width=facts.size(hf, "moe_intermediate_size"),
         normalize=facts.flag(hf, "norm_topk_prob", False),
         norm_floor=0.0,
         choice_bias=False,
@@ -76,9 +76,7 @@ def _experts(hf: Mapping[str, object], *, shared_width: int) -> Experts:
 
 
 def _sparse(hf: Mapping[str, object], depth: int) -> tuple[bool, ...]:
-    step, dense = facts.integer(hf, "decoder_sparse_step", default=1), facts.integers(hf, "mlp_only_layers")
-    if step == 0:
-        raise UserError("config.json says decoder_sparse_step = 0; at least 1 is allowed; mend the file")
+    step, dense = facts.size(hf, "decoder_sparse_step", default=1), facts.integers(hf, "mlp_only_layers")
     return tuple(i not in dense and (i + 1) % step == 0 for i in range(depth))
 
 
@@ -105,6 +103,7 @@ def qwen2_moe(hf: Mapping[str, object]) -> ModelConfig:
 def qwen3(hf: Mapping[str, object]) -> ModelConfig:
     """Qwen3 dense, Qwen3-Embedding and Qwen3-Reranker: normed queries and keys, heads apart from the width."""
     bias = facts.flag(hf, "attention_bias", False)
+    hf = {"head_dim": 128, **hf}  # transformers' default, in the dense family alone
     return _dense(hf, "qwen3", qkv_bias=bias, output_bias=bias, qk_norm=True)
 
 
@@ -126,10 +125,10 @@ def qwen(hf: Mapping[str, object]) -> ModelConfig:
         "hidden_size": hf.get("hidden_size", hf.get("n_embd")),
         "num_hidden_layers": hf.get("num_hidden_layers", hf.get("n_layer")),
         "num_attention_heads": hf.get("num_attention_heads", hf.get("n_head")),
-        "intermediate_size": facts.integer(hf, "intermediate_size", "ffn_hidden_size") // 2,
+        "intermediate_size": facts.size(hf, "intermediate_size", "ffn_hidden_size") // 2,
         "max_position_embeddings": hf.get("max_position_embeddings", hf.get("n_positions")),
-        "rms_norm_eps": facts.number(hf, "layer_norm_epsilon"),
-        "rope_theta": facts.number(hf, "rotary_emb_base", default=10000.0),
+        "rms_norm_eps": facts.positive(hf, "layer_norm_epsilon"),
+        "rope_theta": facts.positive(hf, "rotary_emb_base", default=10000.0),
         "head_dim": hf.get("kv_channels"),
         "vocab_size": hf.get("vocab_size", hf.get("padded_vocab_size")),
     }
@@ -152,7 +151,7 @@ def qwen(hf: Mapping[str, object]) -> ModelConfig:
             "config.json says no_bias = false; only bias-free MLPs are allowed; no published Qwen has them"
         )
     dense = _dense(modern, "qwen", qkv_bias=True, output_bias=False, qk_norm=False)
-    trained = facts.integer(hf, "seq_length", default=dense.max_positions)
+    trained = facts.integer(hf, "seq_length", default=dense.max_positions, least=2)
     stretched = facts.flag(hf, "use_dynamic_ntk", True)
     rope = Rope(kind="ntk-by-doubling", theta=dense.rope.theta, interleaved=False, original_positions=trained)
     return replace(
