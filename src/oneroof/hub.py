@@ -1,0 +1,83 @@
+"""From what a user types for MODEL to a folder on disk: a path, `demo`, or an id on a hub to download from.
+
+Nothing is fetched unless the word is an id, and then weights, configs and tokenizer files only: no code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from oneroof.errors import UserError
+
+DEMO = Path(__file__).parent / "demo_model"
+
+_WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.tiktoken",
+    "tokenizer.model",
+    "merges.txt",
+    "*.jinja",
+    "pytorch_model*.bin",
+]
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def locate(model: str | Path, *, revision: str = "main", hub: str = "huggingface") -> Path:
+    """The folder of `model`; a hub id is downloaded (or found in the hub's own cache) at `revision`.
+
+    Raises UserError where there is neither folder nor such a model.
+    """
+    word = str(model)
+    if word == "demo":
+        return DEMO
+    folder = Path(model).expanduser()
+    if word and folder.is_dir():
+        return folder
+    if folder.exists() or not _ID.fullmatch(word) or word.startswith("."):
+        raise UserError(
+            f"{word} is not a folder; a folder, a hub id (owner/name) or demo is allowed; check the path"
+        )
+    return _modelscope(word, revision) if hub == "modelscope" else _huggingface(word, revision)
+
+
+def _huggingface(word: str, revision: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(word, revision=revision, allow_patterns=_chosen(word, revision))
+        )
+    except Exception as error:  # the library raises a dozen kinds: offline, unknown, gated, full disk
+        raise UserError(
+            f"{word} could not be downloaded ({error}); a folder is allowed too; check name and network"
+        ) from error
+
+
+def _chosen(word: str, revision: str) -> list[str]:
+    """Patterns to fetch: `.bin` files only where the repository has no safetensors."""
+    import huggingface_hub
+
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        return _WANTED
+    files = huggingface_hub.list_repo_files(word, revision=revision)
+    modern = any(name.endswith(".safetensors") for name in files)
+    return _WANTED[:-1] if modern else _WANTED
+
+
+def _modelscope(word: str, revision: str) -> Path:
+    try:
+        from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise UserError(
+            "modelscope is not installed; hub huggingface or modelscope is allowed; pip install modelscope"
+        ) from None
+    branch = "master" if revision == "main" else revision  # its name for the default branch
+    try:
+        return Path(snapshot_download(word, revision=branch, allow_patterns=_WANTED))
+    except Exception as error:
+        raise UserError(
+            f"{word} could not be downloaded ({error}); a folder is allowed too; check name and network"
+        ) from error

@@ -1,0 +1,162 @@
+"""`load()`: from the name of a model to a model that runs. Every command begins here.
+
+It checks before it reads: facts, devices and files are looked at before the first byte of a weight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from oneroof import device as devices
+from oneroof.batch import pack
+from oneroof.config import ModelConfig
+from oneroof.errors import UserError
+from oneroof.hub import locate
+from oneroof.models import family_of, read_facts, read_keys
+from oneroof.models.decoder import Decoder
+from oneroof.models.init import initialize
+from oneroof.names import Ignored
+from oneroof.text.chat import ChatTemplate, load_template
+from oneroof.text.tokenizer import Tokenizer, load_tokenizer
+from oneroof.weights.load import fill, stored_names
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, with what belongs to it."""
+
+    config: ModelConfig
+    model: Decoder
+    tokenizer: Tokenizer | None  # None where the folder has none, which only token ids can do without
+    template: ChatTemplate | None
+    generation: dict[str, object]  # generation_config.json, or nothing
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self.model.norm.weight.dtype
+
+    def text(self) -> Tokenizer:
+        """The tokenizer; UserError where the folder has none."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.folder} has no tokenizer; prompts of token ids are allowed; copy the tokenizer files"
+            )
+        return self.tokenizer
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Logits at every position: a list of [T, vocabulary] float32, one a sequence; no engine, no cache."""
+        check_tokens(sequences, self.config)
+        alphas = [self.model.ntk_alpha(len(s)) for s in sequences]
+        stretched = alphas if any(a != 1.0 for a in alphas) else None
+        batch = pack(sequences, alphas=stretched, device=self.device)
+        return list(self.model.logits(self.model(batch)).split(batch.counts))
+
+
+def check_tokens(sequences: Sequence[Sequence[int]], config: ModelConfig) -> None:
+    """UserError for an empty sequence, one beyond the context, or an id outside the vocabulary."""
+    for index, ids in enumerate(sequences):
+        if not 0 < len(ids) <= config.max_positions:
+            raise UserError(
+                f"sequence {index} has {len(ids)} tokens; 1 to {config.max_positions} are allowed; cut it"
+            )
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= config.vocabulary:
+            raise UserError(
+                f"sequence {index} has token {low if low < 0 else high}; 0 to {config.vocabulary - 1} are allowed; "
+                "use this model's own tokenizer"
+            )
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    random_weights: bool = False,
+    layers: int | None = None,
+    seed: int = 0,
+    revision: str = "main",
+    hub: str = "huggingface",
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:
+    """Load `model`: a folder in Hugging Face layout, a hub id, or `demo`.
+
+    `random_weights` needs `config.json` alone; `layers` keeps the first so many. `progress(done, all)` is called with
+    bytes while weights are read. Raises UserError for whatever the user can mend.
+    """
+    folder = locate(model, revision=revision, hub=hub)
+    keys = read_keys(folder)
+    family, config = family_of(keys), read_facts(keys)
+    if layers is not None:
+        config, dropped = _first_layers(config, layers)
+    else:
+        dropped = ()
+    place = devices.resolve(device)
+    number = devices.resolve_dtype(dtype, config.dtype, place)
+    if random_weights:
+        decoder = Decoder(config, dtype=number, device=place)
+        initialize(decoder, seed)
+    else:
+        head = config.tied_head or any(name.endswith("lm_head.weight") for name in stored_names(folder))
+        decoder = Decoder(config, dtype=number, device=place, head=head)
+        fill(
+            decoder.tensors(),
+            folder,
+            family.renames,
+            (*family.ignored, *dropped),
+            tied=config.tied_head,
+            report=progress,
+        )
+    decoder.eval().requires_grad_(False)
+    tokenizer = _tokenizer(folder)
+    template = load_template(folder, tokenizer) if tokenizer is not None else None
+    return Loaded(config, decoder, tokenizer, template, _generation(folder), folder)
+
+
+def _first_layers(config: ModelConfig, layers: int) -> tuple[ModelConfig, tuple[Ignored, ...]]:
+    if not 0 < layers <= config.depth:
+        raise UserError(f"layers {layers} was asked; 1 to {config.depth} are allowed; leave it out for all")
+    cut = replace(
+        config, depth=layers, windows=config.windows[:layers], sparse_layers=config.sparse_layers[:layers]
+    )
+    numbers = "|".join(str(i) for i in range(layers, config.depth))
+    return cut, (
+        Ignored(rf"(.*\.)?(layers|h)\.({numbers})\..*", f"only the first {layers} layers were asked for"),
+    )
+
+
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "qwen.tiktoken", "tokenizer.model")
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    there = any((folder / name).exists() for name in _TOKENIZERS)
+    return load_tokenizer(folder) if there else None
+
+
+def _generation(folder: Path) -> dict[str, object]:
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return {}
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); a JSON object is allowed; mend or remove it"
+        ) from None
+    if not isinstance(keys, dict):
+        raise UserError(f"{path} holds a {type(keys).__name__}; a JSON object is allowed; mend or remove it")
+    return keys
