@@ -1,6 +1,8 @@
-"""The one input of every forward: tokens of many sequences laid end to end, with no padding and no global context.
+"""The one input of every forward: tokens of many sequences laid end to end, with no padding and no global
+context.
 
-Training packs documents as the engine packs requests. Letters: T tokens in the batch, S sequences, N pages a row.
+Training packs documents as the engine packs requests. Letters: T tokens in the batch, S sequences, N pages a
+row.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ class Paging:
 class Batch:
     """S sequences end to end. Sequence s owns rows ``bounds[s]:bounds[s + 1]``, which are its newest tokens.
 
-    Its row r stands at ``positions[r]`` and, in a causal model, sees keys ``0..positions[r]``: those already in
-    the cache and those of this batch. Without `paging` nothing is cached and every sequence begins in this batch.
+    Its row r stands at ``positions[r]`` and, in a causal model, sees keys ``0..positions[r]``: those already
+    in the cache and those of this batch. Without `paging` nothing is cached and every sequence begins in this
+    batch.
     """
 
     tokens: Tensor  # [T] int64

@@ -1,11 +1,13 @@
-"""What went wrong, said once. A `UserError` is one line that a user can act on; everything else is our own failure."""
+"""What went wrong, said once. A `UserError` is one line that a user can act on; everything else is our own
+failure.
+"""
 
 
 class UserError(Exception):
     """Input, option or environment that the user can mend.
 
-    The message is one line in three parts: what was found, what is allowed, what to try. The command line prints
-    it without a traceback and exits with status 2.
+    The message is one line in three parts: what was found, what is allowed, what to try. The command line
+    prints it without a traceback and exits with status 2.
     """
 
     def __init__(self, message: str) -> None:

@@ -58,7 +58,7 @@ class Loaded:
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Logits at every position: a list of [T, vocabulary] float32, one a sequence; no engine, no cache."""
+        """Logits at every position: a list of [T, vocabulary] float32, one a sequence, uncached."""
         check_tokens(sequences, self.config)
         alphas = [self.model.ntk_alpha(len(s)) for s in sequences]
         stretched = alphas if any(a != 1.0 for a in alphas) else None
@@ -76,8 +76,8 @@ def check_tokens(sequences: Sequence[Sequence[int]], config: ModelConfig) -> Non
         low, high = min(ids), max(ids)
         if low < 0 or high >= config.vocabulary:
             raise UserError(
-                f"sequence {index} has token {low if low < 0 else high}; 0 to {config.vocabulary - 1} are allowed; "
-                "use this model's own tokenizer"
+                f"sequence {index} has token {low if low < 0 else high}; "
+                f"0 to {config.vocabulary - 1} are allowed; use this model's own tokenizer"
             )
 
 
@@ -95,8 +95,8 @@ def load(
 ) -> Loaded:
     """Load `model`: a folder in Hugging Face layout, a hub id, or `demo`.
 
-    `random_weights` needs `config.json` alone; `layers` keeps the first so many. `progress(done, all)` is called with
-    bytes while weights are read. Raises UserError for whatever the user can mend.
+    `random_weights` needs `config.json` alone; `layers` keeps the first so many. `progress(done, all)` is
+    called with bytes while weights are read. Raises UserError for whatever the user can mend.
     """
     folder = locate(model, revision=revision, hub=hub)
     keys = read_keys(folder)

@@ -1,7 +1,8 @@
-"""Checkpoint names as pure data: how a stored tensor's name becomes ours, and which tensors are left out, and why.
+"""Checkpoint names as pure data: how a stored tensor's name becomes ours, and which tensors are left out, and
+why.
 
-Our names are those of the Qwen2 / Qwen3 checkpoints of transformers 4 (`model.layers.0.self_attn.q_proj.weight`).
-A family lists only where its files differ.
+Our names are those of the Qwen2 / Qwen3 checkpoints of transformers 4
+(`model.layers.0.self_attn.q_proj.weight`). A family lists only where its files differ.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 class Rename:
     """One stored tensor, or a pack of ours.
 
-    `stored` and `ours` are templates: ``{i}`` stands for a number, ``{rest}`` for any tail. With several `ours`
-    the stored tensor is their concatenation along dim 0 in equal blocks. Where `ours` says ``{e}`` and `stored` does
-    not, the stored tensor has a leading dimension that counts experts, each of which is such a concatenation.
+    `stored` and `ours` are templates: ``{i}`` stands for a number, ``{rest}`` for any tail. With several
+    `ours` the stored tensor is their concatenation along dim 0 in equal blocks. Where `ours` says ``{e}`` and
+    `stored` does not, the stored tensor has a leading dimension that counts experts, each of which is such a
+    concatenation.
     """
 
     stored: str

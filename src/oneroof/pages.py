@@ -47,7 +47,9 @@ def allocate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> KVCache:
-    """Pools for `depth` layers of `pages` pages of `page_size` positions each; contents undefined until written."""
+    """Pools for `depth` layers of `pages` pages of `page_size` positions each; contents undefined until
+    written.
+    """
     shape = (pages, page_size, kv_heads, head_dim)
 
     def pool() -> Tensor:

@@ -27,12 +27,33 @@ EXPERTS = Experts(
     balance_loss=0.0,
 )
 CONFIG = ModelConfig(
-    family="qwen2_moe", vocabulary=40, dim=16, depth=2, heads=4, kv_heads=2, head_dim=8, width=24, norm_eps=1e-6,
-    qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm=True,
-    rope=Rope(kind="default", theta=10000.0, interleaved=False), logn_positions=0, causal=True, windows=(0, 0),
-    tied_head=False, experts=EXPERTS, sparse_layers=(False, True), max_positions=64, dtype="float32", init_range=0.2,
-    bos=None, eos=(0,), pad=None,
-)  # fmt: skip
+    family="qwen2_moe",
+    vocabulary=40,
+    dim=16,
+    depth=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    width=24,
+    norm_eps=1e-6,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+    rope=Rope(kind="default", theta=10000.0, interleaved=False),
+    logn_positions=0,
+    causal=True,
+    windows=(0, 0),
+    tied_head=False,
+    experts=EXPERTS,
+    sparse_layers=(False, True),
+    max_positions=64,
+    dtype="float32",
+    init_range=0.2,
+    bos=None,
+    eos=(0,),
+    pad=None,
+)
 
 
 def made(config: ModelConfig = CONFIG, *, fused: bool = True, head: bool = True) -> Decoder:

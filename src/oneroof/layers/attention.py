@@ -1,4 +1,5 @@
-"""Self-attention of one layer. Head counts are read off the tensors it holds, so that a rank's share needs no arithmetic.
+"""Self-attention of one layer. Head counts are read off the tensors it holds, so that a rank's share needs no
+arithmetic.
 
 Letters: T tokens, D model width, H heads, K kv heads, d head dim.
 """

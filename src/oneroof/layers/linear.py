@@ -1,7 +1,7 @@
 """A projection made of named parts: one fused product, several of the checkpoint's tensors.
 
-Parts that lie side by side share a segment, and a segment is one weight; loader, splitter and exporter see only the parts.
-Letters: T tokens, K inputs, N outputs of all parts.
+Parts that lie side by side share a segment, and a segment is one weight; loader, splitter and exporter see
+only the parts. Letters: T tokens, K inputs, N outputs of all parts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Segment(nn.Module):
 class Linear(nn.Module):
     """``Linear(dim, {"q_proj": q, "k_proj": kv, "v_proj": kv})``: [T, dim] -> [T, q + kv + kv].
 
-    With `fused` the parts are one segment; without, each is a parameter of its own (training with shards or adapters).
+    With `fused` the parts are one segment; without, each is a parameter of its own (training with shards or
+    adapters).
     """
 
     def __init__(

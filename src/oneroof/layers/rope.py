@@ -37,7 +37,9 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", frequencies(rope, head_dim).to(device), persistent=False)
 
     def alpha(self, length: int) -> float:
-        """The NTK stretch of a sequence whose prompt has `length` tokens; 1.0 where the kind does not depend on it."""
+        """The NTK stretch of a sequence whose prompt has `length` tokens; 1.0 where the kind does not depend
+        on it.
+        """
         rope = self.rope
         if rope.kind == "dynamic":
             return max(1.0, rope.factor * length / rope.original_positions - (rope.factor - 1))
@@ -80,7 +82,9 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
 
 
 def _yarn(rope: Rope, head_dim: int, plain: Tensor) -> Tensor:
-    """NTK by parts (arXiv:2309.00071, section 3.2): slow coordinates are interpolated, fast ones kept, a ramp between."""
+    """NTK by parts (arXiv:2309.00071, section 3.2): slow coordinates are interpolated, fast ones kept, a ramp
+    between.
+    """
 
     def coordinate(turns: float) -> float:
         return (

@@ -23,7 +23,9 @@ from oneroof.pages import KVCache, LayerCache
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each behind its norm, around a residual that is added where it is next read."""
+    """One layer: attention and MLP, each behind its norm, around a residual that is added where it is next
+    read.
+    """
 
     def __init__(
         self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device, fused: bool
@@ -63,10 +65,11 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm and head. Parameters are made on `device`, uninitialised: fill `tensors()`.
+    """Embedding, blocks, final norm and head. Parameters are made on `device`, uninitialised: fill
+    `tensors()`.
 
-    `fused` joins neighbouring projections (fastest); training apart wants them separate. `head` False builds none: an
-    embedding checkpoint that ships without. On the device `meta` it has shapes and no memory.
+    `fused` joins neighbouring projections (fastest); training apart wants them separate. `head` False builds
+    none: an embedding checkpoint that ships without. On the device `meta` it has shapes and no memory.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class Decoder(nn.Module):
         return self.rotary.alpha(length)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Our checkpoint name -> a view of its storage, in the checkpoint's shape; a tied head is not listed."""
+        """Our checkpoint name -> a view of its storage, in the checkpoint's shape; without a tied head."""
         found = {"model.embed_tokens.weight": self.embedding.weight.data}
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)

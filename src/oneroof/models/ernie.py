@@ -1,4 +1,6 @@
-"""The ERNIE-4.5 text families: dense, and the mixture of experts whose stored bias chooses but does not weigh."""
+"""The ERNIE-4.5 text families: dense, and the mixture of experts whose stored bias chooses but does not
+weigh.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def ernie(hf: Mapping[str, object]) -> ModelConfig:
 
 
 def ernie_moe(hf: Mapping[str, object]) -> ModelConfig:
-    """ERNIE-4.5 MoE: sparse layers by start, end and interval; shared experts stored as one wide MLP, ungated."""
+    """ERNIE-4.5 MoE: sparse layers by start, end and interval; shared experts stored as one wide MLP,
+    ungated.
+    """
     dense = _dense(hf)
     width = facts.size(hf, "moe_intermediate_size")
     experts = Experts(
@@ -37,7 +41,7 @@ def ernie_moe(hf: Mapping[str, object]) -> ModelConfig:
     )
     if not 0 < experts.top_k <= experts.count:
         raise UserError(
-            f"config.json chooses {experts.top_k} of {experts.count} experts; 1 to {experts.count} are allowed"
+            f"config.json chooses {experts.top_k} of {experts.count} experts; 1 to {experts.count} can be"
         )
     return replace(dense, family="ernie_moe", experts=experts, sparse_layers=_sparse(hf, dense.depth))
 

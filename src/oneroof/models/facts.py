@@ -1,4 +1,5 @@
-"""From the keys of a `config.json` to facts: what the families share, in the schemas of transformers 4 and 5 alike.
+"""From the keys of a `config.json` to facts: what the families share, in the schemas of transformers 4 and 5
+alike.
 
 Every key that changes meaning is read or refused; nothing is guessed from a size.
 """
@@ -76,7 +77,7 @@ def token(hf: Keys, name: str) -> int | None:
 
 
 def dtype(hf: Keys) -> str:
-    """The checkpoint's dtype: `dtype` (transformers 5), `torch_dtype` (4) or Qwen-1's bf16 / fp16 switches."""
+    """The checkpoint's dtype: `dtype` (transformers 5), `torch_dtype` (4) or Qwen-1's bf16 and fp16."""
     named = hf.get("dtype") or hf.get("torch_dtype")
     if named is None:
         named = "bfloat16" if hf.get("bf16") is True else "float16" if hf.get("fp16") is True else "float32"
@@ -98,7 +99,9 @@ def activation(hf: Keys) -> None:
 
 
 def head_dim(hf: Keys, dim: int, heads: int) -> int:
-    """Width of a head: stated, or the model's width shared out evenly; it must be even for rope to pair coordinates."""
+    """Width of a head: stated, or the model's width shared out evenly; it must be even for rope to pair
+    coordinates.
+    """
     stated = hf.get("head_dim") or hf.get("kv_channels")
     if stated is None and dim % heads:
         raise UserError(
@@ -115,13 +118,15 @@ def kv_heads(hf: Keys, heads: int) -> int:
     count = integer(hf, "num_key_value_heads", default=heads)
     if count == 0 or heads % count:
         raise UserError(
-            f"{count} key-value heads do not divide {heads} heads; allowed are divisors of {heads}; mend the file"
+            f"{count} key-value heads do not divide {heads} heads; its divisors are allowed; mend the file"
         )
     return count
 
 
 def rope(hf: Keys, *, theta: float, interleaved: bool, positions: int) -> tuple[Rope, int]:
-    """The rope and how far it reaches (positions), from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4)."""
+    """The rope and how far it reaches (positions), from `rope_parameters` (5) or `rope_theta` and
+    `rope_scaling` (4).
+    """
     told = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if not isinstance(told, Mapping):
         raise UserError(f"config.json says rope parameters {told!r}; an object is allowed; mend the file")
@@ -159,14 +164,16 @@ def rope(hf: Keys, *, theta: float, interleaved: bool, positions: int) -> tuple[
 
 
 def windows(hf: Keys, depth: int, sliding: tuple[bool, ...]) -> tuple[int, ...]:
-    """Keys a query sees, a layer: `layer_types` where the file lists them, else `sliding` with `use_sliding_window`."""
+    """Keys a query sees, a layer: `layer_types` where the file lists them, else `sliding` with
+    `use_sliding_window`.
+    """
     listed = hf.get("layer_types")
     if isinstance(listed, list):
         unknown = sorted({str(t) for t in listed} - {"full_attention", "sliding_attention"})
         if unknown or len(listed) < depth:
             raise UserError(
-                f"config.json lists {len(listed)} layer_types with {unknown or 'no'} unknown kinds; full_attention and "
-                f"sliding_attention for {depth} layers are allowed; mend the file"
+                f"config.json lists {len(listed)} layer_types with {unknown or 'no'} unknown kinds; "
+                f"full_attention and sliding_attention for {depth} layers are allowed; mend the file"
             )
         sliding = tuple(t == "sliding_attention" for t in listed[:depth])
     if not flag(hf, "use_sliding_window", False) or not any(sliding):
@@ -194,6 +201,6 @@ def _first(hf: Keys, names: tuple[str, ...], default: object) -> object:
             return hf[name]
     if default is None:
         raise UserError(
-            f"config.json has no {' or '.join(names)}; every model of this architecture states it; mend the file"
+            f"config.json has no {' or '.join(names)}; every model of this architecture has; mend it"
         )
     return default

@@ -1,4 +1,6 @@
-"""What a family is to the rest of the house: its architectures, how it states its facts, and how its files name tensors."""
+"""What a family is to the rest of the house: its architectures, how it states its facts, and how its files
+name tensors.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _experts(hf: Mapping[str, object], *, shared_width: int) -> Experts:
     )
     if not 0 < made.top_k <= made.count:
         raise UserError(
-            f"config.json chooses {made.top_k} of {made.count} experts; 1 to {made.count} are allowed; mend it"
+            f"config.json chooses {made.top_k} of {made.count} experts; 1 to {made.count} can be; mend it"
         )
     return made
 
@@ -101,14 +101,16 @@ def qwen2_moe(hf: Mapping[str, object]) -> ModelConfig:
 
 
 def qwen3(hf: Mapping[str, object]) -> ModelConfig:
-    """Qwen3 dense, Qwen3-Embedding and Qwen3-Reranker: normed queries and keys, heads apart from the width."""
+    """Qwen3 dense, Qwen3-Embedding and Qwen3-Reranker: normed queries and keys, wide heads."""
     bias = facts.flag(hf, "attention_bias", False)
     hf = {"head_dim": 128, **hf}  # transformers' default, in the dense family alone
     return _dense(hf, "qwen3", qkv_bias=bias, output_bias=bias, qk_norm=True)
 
 
 def qwen3_moe(hf: Mapping[str, object]) -> ModelConfig:
-    """Qwen3-MoE: 128 small experts in the published sizes, none shared; a window holds for every layer or none."""
+    """Qwen3-MoE: 128 small experts in the published sizes, none shared; a window holds for every layer or
+    none.
+    """
     bias = facts.flag(hf, "attention_bias", False)
     dense = _dense(hf, "qwen3_moe", qkv_bias=bias, output_bias=bias, qk_norm=True)
     return replace(

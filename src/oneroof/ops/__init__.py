@@ -1,4 +1,6 @@
-"""The operations of the house: `from oneroof.ops import rms_norm`. Each has one reference and any number of backends."""
+"""The operations of the house: `from oneroof.ops import rms_norm`. Each has one reference and any number of
+backends.
+"""
 
 from oneroof.ops.attention import attention
 from oneroof.ops.dispatch import served, use

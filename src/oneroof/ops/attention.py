@@ -1,7 +1,8 @@
 """Scaled dot-product attention over a packed batch, with or without a cache of pages.
 
-The body is the specification; it reaches torch's fused kernels wherever a call can be one dense problem. Letters: T tokens,
-S sequences, Q most new tokens of a sequence, L most keys of a sequence, H heads, K kv heads, G = H / K, d head dim.
+The body is the specification; it reaches torch's fused kernels wherever a call can be one dense problem.
+Letters: T tokens, S sequences, Q most new tokens of a sequence, L most keys of a sequence, H heads, K kv
+heads, G = H / K, d head dim.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def _store(k_TKd: Tensor, v_TKd: Tensor, cache: LayerCache, slots: Tensor) -> No
 
 
 def _read(pool_NPKd: Tensor, batch: Batch) -> Tensor:
-    """[S, L, K, d]: a view where every sequence is one page and the pages are neighbours, else a gathered copy."""
+    """[S, L, K, d]: a view where every sequence is one page and the pages are neighbours, else a gathered
+    copy.
+    """
     assert batch.paging is not None
     table = batch.paging.table
     if batch.paging.first_page >= 0:
@@ -59,11 +62,14 @@ def _read(pool_NPKd: Tensor, batch: Batch) -> Tensor:
 
 
 def _fresh(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, batch: Batch, causal: bool) -> Tensor:
-    """Nothing cached and no window: padding at the right stays invisible to real queries under the causal mask."""
+    """Nothing cached and no window: padding at the right stays invisible to real queries under the causal
+    mask.
+    """
     sequences, longest = len(batch.counts), batch.longest
     if sequences > 1 and sum(n * n for n in batch.counts) * 2 < sequences * longest * longest:
+        # padding would more than double the work
         parts = zip(*(x.split(batch.counts) for x in (q_THd, k_TKd, v_TKd)), strict=True)
-        return torch.cat([_dense(q[None], k[None], v[None], causal)[0] for q, k, v in parts])  # padding would cost twice
+        return torch.cat([_dense(q[None], k[None], v[None], causal)[0] for q, k, v in parts])
     q, k, v = (_padded(x, batch) for x in (q_THd, k_TKd, v_TKd))
     return _unpadded(_dense(q, k, v, causal), batch)
 
@@ -75,7 +81,7 @@ def _dense(q_SQHd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, causal: bool) -> Tens
 
 
 def _decode(q_THd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, batch: Batch) -> Tensor:
-    """One query a sequence: a kv head's G queries become the rows of one problem, so that no key is repeated."""
+    """One query a sequence: a kv head's G queries are rows of one problem, so that no key is repeated."""
     sequences, heads, head_dim = q_THd.shape
     q = q_THd.view(sequences, k_SLKd.shape[2], -1, head_dim)
     mask = None
@@ -87,7 +93,9 @@ def _decode(q_THd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, batch: Batch) -> Tens
 
 
 def _masked(q_THd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, batch: Batch, window: int, causal: bool) -> Tensor:
-    """Any other case, by a mask over key positions: windows, several new tokens after cached ones, no causality."""
+    """Any other case, by a mask over key positions: windows, several new tokens after cached ones, no
+    causality.
+    """
     positions = _padded(batch.positions, batch)[:, :, None]  # [S, Q, 1]
     keys = torch.arange(k_SLKd.shape[1], device=q_THd.device)
     seen = (keys <= positions) if causal else (keys < batch.lengths[:, None, None])
@@ -102,7 +110,9 @@ def _masked(q_THd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, batch: Batch, window:
 
 
 def _padded(x: Tensor, batch: Batch) -> Tensor:
-    """[T, ...] -> [S, Q, ...], rows past a sequence's end repeating the batch's first rows' values (never seen)."""
+    """[T, ...] -> [S, Q, ...], rows past a sequence's end repeating the batch's first rows' values (never
+    seen).
+    """
     most = max(batch.counts)
     if most * len(batch.counts) == x.shape[0]:
         return x.view(len(batch.counts), most, *x.shape[1:])

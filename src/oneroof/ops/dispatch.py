@@ -1,7 +1,9 @@
-"""One name for each operation: the plain PyTorch reference says what it computes, a backend may serve it faster.
+"""One name for each operation: the plain PyTorch reference says what it computes, a backend may serve it
+faster.
 
-A backend is a module that defines functions of the same names; it is installed once at start-up (`use`) and may answer
-`NotImplemented` for facts that it does not serve (dtype, head size), never by the number of tokens.
+A backend is a module that defines functions of the same names; it is installed once at start-up (`use`) and
+may answer `NotImplemented` for facts that it does not serve (dtype, head size), never by the number of
+tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ R = TypeVar("R")
 class Op(Generic[P, R]):
     """A reference and what serves in its place.
 
-    The reference runs where no backend is installed, where the backend answers `NotImplemented`, under compilation or
-    export, and where a gradient is wanted that the backend has not declared (attribute ``differentiable = True``).
+    The reference runs where no backend is installed, where the backend answers `NotImplemented`, under
+    compilation or export, and where a gradient is wanted that the backend has not declared (attribute
+    ``differentiable = True``).
     """
 
     def __init__(self, reference: Callable[P, R]) -> None:

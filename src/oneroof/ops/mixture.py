@@ -19,7 +19,8 @@ def route(
 ) -> tuple[Tensor, Tensor]:
     """Choose ``top_k(p + bias)`` and weigh them by ``p``, divided by ``max(sum, floor)`` where `normalize`.
 
-    `probabilities` is the float32 softmax over all experts. Gives weights [T, k] float32 and experts [T, k] int64.
+    `probabilities` is the float32 softmax over all experts. Gives weights [T, k] float32 and experts [T, k]
+    int64.
     """
     chosen = (probabilities_TE if bias_E is None else probabilities_TE + bias_E).topk(top_k, dim=-1).indices
     weights = probabilities_TE.gather(-1, chosen)

@@ -1,4 +1,6 @@
-"""Root-mean-square norms. Letters: T tokens, D width; the mean and the product with its root are taken in float32."""
+"""Root-mean-square norms. Letters: T tokens, D width; the mean and the product with its root are taken in
+float32.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""Log-probabilities of chosen and likeliest tokens in the model's own distribution, before any setting.
+
+Letters: R rows, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from oneroof.engine.request import Logprob
+
+_CHUNK = 1 << 24  # logits held at once while a prompt is read: 64 MB of float32
+
+
+def logprobs(
+    logits: Tensor, tokens: Tensor, tops: Sequence[int], text: Callable[[int], str]
+) -> list[dict[int, Logprob]]:
+    """One mapping a row of `logits` [R, V] float32: its token first, then the ``tops[r]`` likeliest.
+
+    `tokens` are [R] int64 and `text` gives the text of one. A negative token (none could be chosen) gives an
+    empty mapping.
+    """
+    norm = logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(1, tokens.clamp(min=0)[:, None])
+    ranks = (logits > chosen).sum(-1) + 1
+    values, ids = logits.topk(min(max(tops), logits.shape[1]), dim=-1)
+    chosen_shares, shares, likeliest = (chosen - norm)[:, 0].tolist(), (values - norm).tolist(), ids.tolist()
+    result: list[dict[int, Logprob]] = []
+    for row, (token, rank) in enumerate(zip(tokens.tolist(), ranks.tolist(), strict=True)):
+        entry: dict[int, Logprob] = {}
+        if token >= 0:
+            entry[token] = Logprob(chosen_shares[row], rank, text(token))
+            for place, other in enumerate(likeliest[row][: tops[row]]):
+                entry.setdefault(other, Logprob(shares[row][place], place + 1, text(other)))
+        result.append(entry)
+    return result
+
+
+def prompt_logprobs(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    prompt: Sequence[int],
+    top: int,
+    text: Callable[[int], str],
+    *,
+    vocabulary: int,
+) -> tuple[Mapping[int, Logprob] | None, ...]:
+    """How likely each token of `prompt` was after those before it; None for the first.
+
+    `hidden` [R, D] are the prompt's rows; `head` makes logits of some of them at a time, never of all of a
+    long one.
+    """
+    result: list[Mapping[int, Logprob] | None] = [None]
+    tokens = torch.tensor(prompt[1:], dtype=torch.int64, device=hidden.device)
+    step = max(1, _CHUNK // vocabulary)
+    for begin in range(0, len(tokens), step):
+        wanted = tokens[begin : begin + step]
+        logits = head(hidden[begin : begin + len(wanted)])
+        result += logprobs(logits, wanted, [top] * len(wanted), text)
+    return tuple(result)
