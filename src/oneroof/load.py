@@ -23,7 +23,7 @@ from oneroof.models.decoder import Decoder
 from oneroof.models.init import initialize
 from oneroof.names import Ignored
 from oneroof.text.chat import ChatTemplate, load_template
-from oneroof.text.tokenizer import Tokenizer, load_tokenizer
+from oneroof.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from oneroof.weights.load import fill, stored_names
 
 
@@ -122,7 +122,7 @@ def load(
             report=progress,
         )
     decoder.eval().requires_grad_(False)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     template = load_template(folder, tokenizer) if tokenizer is not None else None
     return Loaded(config, decoder, tokenizer, template, _generation(folder), folder)
 
@@ -137,14 +137,6 @@ def _first_layers(config: ModelConfig, layers: int) -> tuple[ModelConfig, tuple[
     return cut, (
         Ignored(rf"(.*\.)?(layers|h)\.({numbers})\..*", f"only the first {layers} layers were asked for"),
     )
-
-
-_TOKENIZERS = ("tokenizer.json", "vocab.json", "qwen.tiktoken", "tokenizer.model")
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    there = any((folder / name).exists() for name in _TOKENIZERS)
-    return load_tokenizer(folder) if there else None
 
 
 def _generation(folder: Path) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Text in, tokens out, and back: tokenizers of four file formats, conversations through a chat template."""
