@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from oneroof.errors import UserError
-from oneroof.export.bytepairs import SPECIALS, SPLIT, merges, read_ranks, tokenizer_json
+from oneroof.export.bytepairs import merges, tokenizer_json
+from oneroof.text.huggingface import SPLIT
+from oneroof.text.ranks import SPECIAL, load_ranks
 
 OLD = [chr(c) for c in range(32, 0x20000) if unicodedata.ucd_3_2_0.category(chr(c)) not in ("Cn", "Cs", "Co")]
 
 
 def judge(ranks: dict[bytes, int]) -> Callable[[str], list[int]]:
     """Qwen-1's own tokenizer, as its code has it: NFC, then tiktoken with every special token allowed."""
-    special = {text: len(ranks) + i for i, text in enumerate(SPECIALS)}
+    special = {text: len(ranks) + i for i, text in enumerate(SPECIAL)}
     encoding = tiktoken.Encoding("judge", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
     return lambda text: encoding.encode(unicodedata.normalize("NFC", text), allowed_special="all")
 
@@ -37,12 +39,12 @@ def ours(ranks: dict[bytes, int]) -> Callable[[str], list[int]]:
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, int]:
     folder = tmp_path_factory.mktemp("small")
     vocabularies.write_tiktoken(folder)
-    return read_ranks(folder / "qwen.tiktoken")
+    return load_ranks(folder)
 
 
 @pytest.fixture(scope="module")
 def published(shared: Path) -> dict[bytes, int]:
-    return read_ranks(shared / "data" / "tokenizers" / "qwen1" / "qwen.tiktoken")
+    return load_ranks(shared / "data" / "tokenizers" / "qwen1")
 
 
 def test_the_merges_of_a_trained_vocabulary_are_recovered(small: dict[bytes, int], tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_the_merges_of_a_trained_vocabulary_are_recovered(small: dict[bytes, int
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.one_of(st.sampled_from(OLD), st.sampled_from(["the", " 你好", "\r\n", "  ", *SPECIALS[:5]])))
+    st.lists(st.one_of(st.sampled_from(OLD), st.sampled_from(["the", " 你好", "\r\n", "  ", *SPECIAL[:5]])))
 )
 @example(["e\u0301 \u1100\u1161 <|im_start|>x<|extra_204|><|extra_205|>"])
 def test_any_text_is_split_as_tiktoken_splits_it(small: dict[bytes, int], pieces: list[str]) -> None:
@@ -85,30 +87,9 @@ def test_the_published_vocabulary_on_random_text_and_corpora(
 
 
 def test_special_tokens_follow_the_ranks(small: dict[bytes, int]) -> None:
-    assert len(SPECIALS) == 208
+    assert len(SPECIAL) == 208
     text = "<|endoftext|><|im_start|><|im_end|><|extra_0|><|extra_204|>"
     assert ours(small)(text) == [len(small) + i for i in (0, 1, 2, 3, 207)]
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda lines: ["no such line"], "no tiktoken file"),
-        (lambda lines: ["!!! 0"], "no tiktoken file"),
-        (lambda lines: lines[:-2] + lines[-1:], "gaps"),
-        (lambda lines: [*lines, lines[0].split()[0] + f" {len(lines)}"], "gaps"),
-        (lambda lines: lines[:200], "lack a byte"),
-        (lambda lines: [], "lack a byte"),
-    ],
-)
-def test_a_torn_file_is_one_clear_line(
-    tmp_path: Path, change: Callable[[list[str]], list[str]], says: str
-) -> None:
-    vocabularies.write_tiktoken(tmp_path)
-    path = tmp_path / "qwen.tiktoken"
-    path.write_text("\n".join(change(path.read_text().splitlines())))
-    with pytest.raises(UserError, match=says):
-        read_ranks(path)
 
 
 def test_a_token_that_no_pair_makes_is_named() -> None:

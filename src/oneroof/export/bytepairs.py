@@ -6,38 +6,12 @@ left when only lower ranks may be used on its bytes.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from oneroof.errors import UserError
-
-# As the published tokenizer has them; the special tokens' ids follow the ranks.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
-
-
-def read_ranks(path: Path) -> dict[bytes, int]:
-    """The tokens of a tiktoken file (lines of base64 and rank); a rank is the token's id: 0, 1, 2 ..."""
-    try:
-        rows = [line.split() for line in path.read_bytes().splitlines() if line.strip()]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
-    except (ValueError, binascii.Error):
-        raise UserError(
-            f"{path} is no tiktoken file; lines of base64 and rank are allowed; fetch it again"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); a tiktoken file is needed; copy it there"
-        ) from None
-    if sorted(ranks.values()) != list(range(len(rows))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise UserError(f"{path} is torn: its ranks have gaps or lack a byte; fetch it again")
-    return ranks
+from oneroof.text.huggingface import SPLIT
+from oneroof.text.ranks import SPECIAL
 
 
 def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -58,7 +32,7 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def tokenizer_json(ranks: Mapping[bytes, int], specials: Sequence[str] = SPECIALS) -> dict[str, object]:
+def tokenizer_json(ranks: Mapping[bytes, int], specials: Sequence[str] = SPECIAL) -> dict[str, object]:
     """What `tokenizer.json` holds for `ranks` and the special tokens, which get the ids behind them."""
     letters = _letters()
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
-from oneroof.export.bytepairs import SPECIALS, read_ranks, tokenizer_json
+from oneroof.export.bytepairs import tokenizer_json
+from oneroof.text.ranks import SPECIAL, load_ranks
 
 LOST = (
     "dynamic NTK and logn attention are lost: the Qwen2 form has neither, so texts beyond {length} tokens "
@@ -42,7 +43,7 @@ def files(
         )
     if not (folder / RANKS).exists():
         raise UserError(f"{folder} has no {RANKS}, from which the tokenizer is made; copy it there")
-    ranks = read_ranks(folder / RANKS)
+    ranks = load_ranks(folder)
     length = _trained_length(hf, config)
     chat = old.get("chat_format") == "chatml"
     stops = [len(ranks) + 2, len(ranks)] if chat else [len(ranks)]  # <|im_end|>, <|endoftext|>
@@ -104,16 +105,16 @@ def _tokenizer_config(first: int, length: int, *, chat: bool) -> dict[str, objec
     return {
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(first + i): {"content": text, **flags} for i, text in enumerate(SPECIALS)
+            str(first + i): {"content": text, **flags} for i, text in enumerate(SPECIAL)
         },
-        "additional_special_tokens": list(SPECIALS[1:]),
+        "additional_special_tokens": list(SPECIAL[1:]),
         "bos_token": None,
         "chat_template": CHATML,
         "clean_up_tokenization_spaces": False,
-        "eos_token": SPECIALS[2] if chat else SPECIALS[0],
+        "eos_token": SPECIAL[2] if chat else SPECIAL[0],
         "errors": "replace",
         "model_max_length": length,
-        "pad_token": SPECIALS[0],
+        "pad_token": SPECIAL[0],
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
