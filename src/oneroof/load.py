@@ -5,7 +5,6 @@ It checks before it reads: facts, devices and files are looked at before the fir
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from oneroof.batch import pack
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
 from oneroof.hub import locate
+from oneroof.jsonfile import read_object
 from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
 from oneroof.models.init import initialize
@@ -124,7 +124,9 @@ def load(
     decoder.eval().requires_grad_(False)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     template = load_template(folder, tokenizer) if tokenizer is not None else None
-    return Loaded(config, decoder, tokenizer, template, _generation(folder), folder)
+    return Loaded(
+        config, decoder, tokenizer, template, read_object(folder / "generation_config.json"), folder
+    )
 
 
 def _first_layers(config: ModelConfig, layers: int) -> tuple[ModelConfig, tuple[Ignored, ...]]:
@@ -137,18 +139,3 @@ def _first_layers(config: ModelConfig, layers: int) -> tuple[ModelConfig, tuple[
     return cut, (
         Ignored(rf"(.*\.)?(layers|h)\.({numbers})\..*", f"only the first {layers} layers were asked for"),
     )
-
-
-def _generation(folder: Path) -> dict[str, object]:
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); a JSON object is allowed; mend or remove it"
-        ) from None
-    if not isinstance(keys, dict):
-        raise UserError(f"{path} holds a {type(keys).__name__}; a JSON object is allowed; mend or remove it")
-    return keys

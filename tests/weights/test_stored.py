@@ -88,7 +88,7 @@ def test_the_index_says_which_of_two_copies_counts_and_without_it_they_clash(tmp
     ("content", "says"),
     [
         ("{", "cannot be read"),
-        ("[]", "no weight_map"),
+        ("[]", "holds a list"),
         ({"weight_map": {}}, "no weight_map"),
         ({"weight_map": {"a": 3}}, "no weight_map"),
         ({"weight_map": {"a": "../model.safetensors"}}, "points to"),

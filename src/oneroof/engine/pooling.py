@@ -6,7 +6,6 @@ end token that its tokenizer appends. Letters: T tokens, D model width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from oneroof.batch import pack
 from oneroof.errors import UserError
+from oneroof.jsonfile import read_object
 from oneroof.load import Loaded, check_tokens
 
 _BATCH_TOKENS = 8192  # of one forward, unless a single text is longer
@@ -49,7 +49,7 @@ class Pooling:
 
 def read_pooling(folder: Path) -> Pooling:
     """The folder's pooling; UserError for a kind that is not the last token's."""
-    kinds = _object(folder / "1_Pooling" / "config.json")
+    kinds = read_object(folder / "1_Pooling" / "config.json")
     wrong = [
         k
         for k, v in kinds.items()
@@ -59,7 +59,7 @@ def read_pooling(folder: Path) -> Pooling:
         raise UserError(
             f"{folder} pools by {wrong or kinds['pooling_mode']}; only lasttoken is allowed; check 1_Pooling"
         )
-    prompts = _object(folder / "config_sentence_transformers.json").get("prompts", {})
+    prompts = read_object(folder / "config_sentence_transformers.json").get("prompts", {})
     named = {str(k): str(v) for k, v in prompts.items()} if isinstance(prompts, dict) else {}
     return Pooling(normalize=True, prompts=named)
 
@@ -102,15 +102,3 @@ def groups(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
         group.append(sequence)
     if group:
         yield group
-
-
-def _object(path: Path) -> dict[str, object]:
-    if not path.exists():
-        return {}
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); a JSON object is allowed; mend or remove it"
-        ) from None
-    return keys if isinstance(keys, dict) else {}

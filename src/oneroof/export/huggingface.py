@@ -22,6 +22,7 @@ from torch import Tensor
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
 from oneroof.export import qwen2
+from oneroof.jsonfile import read_object
 from oneroof.models import FAMILIES, family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
 from oneroof.tensorfile import Report, Spec, sync, write_text
@@ -85,7 +86,7 @@ def convert(
     extra: dict[str, object] = {}
     renames = family_of(source.hf).renames
     if to == "qwen2":
-        extra = qwen2.files(folder, source.hf, source.config, _generation(folder))
+        extra = qwen2.files(folder, source.hf, source.config, read_object(folder / "generation_config.json"))
         renames, notes = FAMILIES["qwen2"].renames, (*notes, *qwen2.lost(source.hf, source.config))
     specs = {ours: _cast_spec(source, ours, dtype) for ours in source.parts}
     hf = extra.pop("config.json", source.hf)
@@ -199,19 +200,6 @@ def _copy(folder: Path, out: Path, *, skip: tuple[str, ...]) -> None:
         if name not in skip:
             (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, out / name)
-
-
-def _generation(folder: Path) -> dict[str, object]:
-    path = folder / "generation_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); a JSON object is allowed; mend or remove it"
-        ) from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; a JSON object is allowed; mend or remove it")
-    return found
 
 
 def _json(content: object) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
+from oneroof.jsonfile import read_object
 from oneroof.models.ernie import ERNIE, ERNIE_MOE
 from oneroof.models.family import Family
 from oneroof.models.qwen import QWEN, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -44,21 +44,11 @@ def family_of(hf: Mapping[str, object]) -> Family:
 def read_keys(folder: Path) -> dict[str, object]:
     """The raw keys of a folder's `config.json`."""
     path = folder / "config.json"
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"{folder} has no config.json; a folder in Hugging Face layout is allowed; check the path"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); a JSON object is allowed; fetch the file again"
-        ) from None
-    if not isinstance(keys, dict):
-        raise UserError(
-            f"{path} holds a {type(keys).__name__}; a JSON object is allowed; fetch the file again"
         )
-    return keys
+    return read_object(path)
 
 
 def read_facts(hf: Mapping[str, object]) -> ModelConfig:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from oneroof.config import Experts, ModelConfig
 from oneroof.errors import UserError
 from oneroof.models import facts
+from oneroof.models.dense import dense
 from oneroof.models.family import ANGLES, PACKED_EXPERTS, PREFIXLESS, Family
 from oneroof.names import Ignored, Rename
 
@@ -25,7 +26,7 @@ def ernie_moe(hf: Mapping[str, object]) -> ModelConfig:
     """ERNIE-4.5 MoE: sparse layers by start, end and interval; shared experts stored as one wide MLP,
     ungated.
     """
-    dense = _dense(hf)
+    plain = _dense(hf)
     width = facts.size(hf, "moe_intermediate_size")
     experts = Experts(
         count=facts.integer(hf, "moe_num_experts", "num_experts", "num_local_experts"),
@@ -43,44 +44,21 @@ def ernie_moe(hf: Mapping[str, object]) -> ModelConfig:
         raise UserError(
             f"config.json chooses {experts.top_k} of {experts.count} experts; 1 to {experts.count} can be"
         )
-    return replace(dense, family="ernie_moe", experts=experts, sparse_layers=_sparse(hf, dense.depth))
+    return replace(plain, family="ernie_moe", experts=experts, sparse_layers=_sparse(hf, plain.depth))
 
 
 def _dense(hf: Mapping[str, object]) -> ModelConfig:
-    facts.activation(hf)
-    dim, depth = facts.size(hf, "hidden_size"), facts.size(hf, "num_hidden_layers")
-    heads = facts.size(hf, "num_attention_heads")
-    rope, reach = facts.rope(
-        hf, theta=500000.0, interleaved=True, positions=facts.size(hf, "max_position_embeddings")
-    )
     bias = facts.flag(hf, "use_bias", False)
-    return ModelConfig(
-        family="ernie",
-        vocabulary=facts.size(hf, "vocab_size"),
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        kv_heads=facts.kv_heads(hf, heads),
-        head_dim=facts.head_dim(hf, dim, heads),
-        width=facts.size(hf, "intermediate_size"),
-        norm_eps=facts.positive(hf, "rms_norm_eps"),
+    return dense(
+        hf,
+        "ernie",
+        theta=500000.0,
+        interleaved=True,
         qkv_bias=bias,
         output_bias=bias,
         mlp_bias=bias,
         qk_norm=False,
-        rope=rope,
-        logn_positions=0,
-        causal=True,
-        windows=(0,) * depth,
-        tied_head=facts.flag(hf, "tie_word_embeddings", True),
-        experts=None,
-        sparse_layers=(False,) * depth,
-        max_positions=reach,
-        dtype=facts.dtype(hf),
-        init_range=facts.number(hf, "initializer_range", default=0.02),
-        bos=facts.token(hf, "bos_token_id"),
-        eos=facts.integers(hf, "eos_token_id"),
-        pad=facts.token(hf, "pad_token_id"),
+        tied=True,
     )
 
 

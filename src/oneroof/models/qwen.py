@@ -8,6 +8,7 @@ from dataclasses import replace
 from oneroof.config import Experts, ModelConfig, Rope
 from oneroof.errors import UserError
 from oneroof.models import facts
+from oneroof.models.dense import dense
 from oneroof.models.family import ANGLES, PACKED_EXPERTS, PREFIXLESS, Family
 from oneroof.names import Rename
 
@@ -18,41 +19,21 @@ _FIRST = "transformer.h.{i}."
 def _dense(
     hf: Mapping[str, object], family: str, *, qkv_bias: bool, output_bias: bool, qk_norm: bool
 ) -> ModelConfig:
-    facts.activation(hf)
-    dim, depth = facts.size(hf, "hidden_size"), facts.size(hf, "num_hidden_layers")
-    heads = facts.size(hf, "num_attention_heads")
-    rope, reach = facts.rope(
-        hf, theta=10000.0, interleaved=False, positions=facts.size(hf, "max_position_embeddings")
-    )
-    first_window = facts.integer(hf, "max_window_layers", default=28)  # where transformers starts to slide
-    return ModelConfig(
-        family=family,
-        vocabulary=facts.size(hf, "vocab_size"),
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        kv_heads=facts.kv_heads(hf, heads),
-        head_dim=facts.head_dim(hf, dim, heads),
-        width=facts.size(hf, "intermediate_size"),
-        norm_eps=facts.positive(hf, "rms_norm_eps"),
+    plain = dense(
+        hf,
+        family,
+        theta=10000.0,
+        interleaved=False,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=False,
         qk_norm=qk_norm,
-        rope=rope,
-        logn_positions=0,
-        causal=facts.flag(hf, "is_causal", True),
-        windows=facts.windows(hf, depth, tuple(i >= first_window for i in range(depth))),
-        tied_head=facts.flag(hf, "tie_word_embeddings", False),
-        experts=None,
-        sparse_layers=(False,) * depth,
-        max_positions=reach,
-        dtype=facts.dtype(hf),
-        init_range=facts.number(hf, "initializer_range", default=0.02),
-        bos=facts.token(hf, "bos_token_id"),
-        eos=facts.integers(hf, "eos_token_id"),
-        pad=facts.token(hf, "pad_token_id"),
+        tied=False,
     )
+    first = facts.integer(hf, "max_window_layers", default=28)  # where transformers starts to slide
+    slides = tuple(i >= first for i in range(plain.depth))
+    causal = facts.flag(hf, "is_causal", True)
+    return replace(plain, causal=causal, windows=facts.windows(hf, plain.depth, slides))
 
 
 def _experts(hf: Mapping[str, object], *, shared_width: int) -> Experts:
@@ -87,16 +68,16 @@ def qwen2(hf: Mapping[str, object]) -> ModelConfig:
 
 def qwen2_moe(hf: Mapping[str, object]) -> ModelConfig:
     """Qwen1.5-MoE and Qwen2-MoE: a gated shared expert beside the routed ones."""
-    dense = _dense(
+    plain = _dense(
         hf, "qwen2_moe", qkv_bias=facts.flag(hf, "qkv_bias", True), output_bias=False, qk_norm=False
     )
     first_window = facts.integer(hf, "max_window_layers", default=28)  # the reference's default
-    sliding = tuple(i % 2 == 0 and i < first_window for i in range(dense.depth))
+    sliding = tuple(i % 2 == 0 and i < first_window for i in range(plain.depth))
     return replace(
-        dense,
-        windows=facts.windows(hf, dense.depth, sliding),
+        plain,
+        windows=facts.windows(hf, plain.depth, sliding),
         experts=_experts(hf, shared_width=facts.integer(hf, "shared_expert_intermediate_size")),
-        sparse_layers=_sparse(hf, dense.depth),
+        sparse_layers=_sparse(hf, plain.depth),
     )
 
 
@@ -112,12 +93,12 @@ def qwen3_moe(hf: Mapping[str, object]) -> ModelConfig:
     none.
     """
     bias = facts.flag(hf, "attention_bias", False)
-    dense = _dense(hf, "qwen3_moe", qkv_bias=bias, output_bias=bias, qk_norm=True)
+    plain = _dense(hf, "qwen3_moe", qkv_bias=bias, output_bias=bias, qk_norm=True)
     return replace(
-        dense,
-        windows=facts.windows(hf, dense.depth, (True,) * dense.depth),
+        plain,
+        windows=facts.windows(hf, plain.depth, (True,) * plain.depth),
         experts=_experts(hf, shared_width=0),
-        sparse_layers=_sparse(hf, dense.depth),
+        sparse_layers=_sparse(hf, plain.depth),
     )
 
 
@@ -152,13 +133,13 @@ def qwen(hf: Mapping[str, object]) -> ModelConfig:
         raise UserError(
             "config.json says no_bias = false; only bias-free MLPs are allowed; no published Qwen has them"
         )
-    dense = _dense(modern, "qwen", qkv_bias=True, output_bias=False, qk_norm=False)
-    trained = facts.integer(hf, "seq_length", default=dense.max_positions, least=2)
+    plain = _dense(modern, "qwen", qkv_bias=True, output_bias=False, qk_norm=False)
+    trained = facts.integer(hf, "seq_length", default=plain.max_positions, least=2)
     stretched = facts.flag(hf, "use_dynamic_ntk", True)
-    rope = Rope(kind="ntk-by-doubling", theta=dense.rope.theta, interleaved=False, original_positions=trained)
+    rope = Rope(kind="ntk-by-doubling", theta=plain.rope.theta, interleaved=False, original_positions=trained)
     return replace(
-        dense,
-        rope=rope if stretched else dense.rope,
+        plain,
+        rope=rope if stretched else plain.rope,
         logn_positions=trained if facts.flag(hf, "use_logn_attn", True) else 0,
     )
 

@@ -6,12 +6,12 @@ transformers 5 gives them. Code that they name (`auto_map`) is never run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from oneroof.errors import UserError
+from oneroof.jsonfile import read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +60,6 @@ def read_declared(folder: Path) -> Declared:
         roles=roles,
         config=config,
     )
-
-
-def read_object(path: Path) -> dict[str, object]:
-    """The object in a JSON file, ``{}`` where there is no such file. Raises `UserError` on anything else."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({error}); copy it again from the model's folder"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object; copy it again")
-    return value
 
 
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")

@@ -9,8 +9,9 @@ import jinja2
 import jinja2.meta
 
 from oneroof.errors import UserError
+from oneroof.jsonfile import read_object
 from oneroof.text.budget import Budget, OverspentError, weigh
-from oneroof.text.declared import Declared, read_object
+from oneroof.text.declared import Declared
 from oneroof.text.sandbox import Sandbox
 
 _LONGEST = 1 << 20  # characters of a template's source

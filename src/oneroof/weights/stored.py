@@ -7,7 +7,6 @@ Every file is found and every header checked before a tensor is read. `.bin` fil
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import pickle
 import re
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from oneroof.errors import UserError
+from oneroof.jsonfile import read_object
 from oneroof.tensorfile import INDEX, Spec, TensorFile
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.safetensors|\.bin)")
@@ -139,11 +139,8 @@ def _find(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
-    where = index.get("weight_map") if isinstance(index, dict) else None
+    index = read_object(path)
+    where = index.get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(x, str) for x in where.values()):
         raise UserError(f"{path} has no weight_map from tensor names to files; fetch it again")
     for name in where.values():
