@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first, once.
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+RUN := .venv/bin/python
+
+.PHONY: demo test test-all lint format docs clean
+
+demo: ## Read text from the small model that comes along, with its speed
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh core
+	@$(RUN) -m oneroof generate demo --prompt "Once upon a time" --max-tokens 120 --seed 1 $(ARGS)
+
+test: ## Every test that takes seconds
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-all: ## The slow ones too, and the types
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) $(ARGS)
+	@$(RUN) -m mypy
+
+lint: ## What pre-commit runs, and the types
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: ## Lay the code out
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+docs: ## docs/commands.md from the commands' dataclasses
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh core
+	@$(RUN) -m oneroof.cli.document > docs/commands.md
+
+clean: ## Take the environment and all caches away
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""What a run says while it works, on standard error: one logger, one level, and progress of long work.
+
+As a library, oneroof is silent below a warning until the program configures logging or calls `start`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+
+_LOGGER = logging.getLogger("oneroof")
+_WIPE = "\r\x1b[K"  # back to the start of a terminal's line, and clear it
+_REDRAW = 0.1  # seconds between two drawings of a bar on a terminal
+_LINE = 10.0  # seconds between two lines elsewhere
+
+
+def start(level: str = "info") -> None:
+    """Send messages of `level` (debug, info, warning, error) and above to standard error from here on."""
+    if not any(isinstance(handler, _Lines) for handler in _LOGGER.handlers):
+        _LOGGER.addHandler(_Lines())
+        _LOGGER.propagate = False
+    _LOGGER.setLevel(level.upper())
+
+
+def debug(message: str) -> None:
+    """For whoever looks into the works."""
+    _LOGGER.debug(message)
+
+
+def info(message: str) -> None:
+    """What was chosen, and why."""
+    _LOGGER.info(message)
+
+
+def warning(message: str) -> None:
+    """Something that the user may not have meant."""
+    _LOGGER.warning(message)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """A warning that is said a single time in the life of the process."""
+    _LOGGER.warning(message)
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """A report of ``(done, all)`` for long work: a bar on a terminal, a line every ten seconds elsewhere.
+
+    The bar is wiped when ``done`` reaches ``all``; work quicker than ten seconds prints no line.
+    """
+    terminal = sys.stderr.isatty()
+    began = shown = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        now, finished = time.monotonic(), done >= total
+        if not _LOGGER.isEnabledFor(logging.INFO) or (
+            not finished and now - shown < (_REDRAW if terminal else _LINE)
+        ):
+            return
+        if terminal:
+            sys.stderr.write(_WIPE + ("" if finished else _bar(what, done, total)))
+            sys.stderr.flush()
+        elif now - began >= _LINE:
+            info(f"{what}: {100 * done // max(total, 1)}% after {now - began:.0f} s")
+        shown = now
+
+    return report
+
+
+class _Lines(logging.Handler):
+    """Each message is a line on standard error; on a terminal it takes the place of a bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        wipe = _WIPE if sys.stderr.isatty() else ""
+        print(f"{wipe}oneroof: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _bar(what: str, done: int, total: int, width: int = 30) -> str:
+    filled = width * done // max(total, 1)
+    return f"{what} [{'=' * filled}{' ' * (width - filled)}] {100 * done // max(total, 1)}%"

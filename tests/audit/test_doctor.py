@@ -1,0 +1,37 @@
+"""What the doctor finds on this machine, and what it advises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from oneroof.audit import doctor
+from oneroof.ops.dispatch import served
+
+
+def test_versions_devices_and_ops_are_found() -> None:
+    sections = doctor.examine().sections
+    assert sections["versions"]["torch"] == str(torch.__version__)
+    assert sections["devices"]["auto"] in ("cpu", "cuda", "npu")
+    assert sections["ops"] == served() and "attention" in sections["ops"]
+    assert int(str(sections["memory"]["cpu total MiB"])) > 0
+
+
+def test_a_missing_demo_model_is_advised_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "DEMO", tmp_path / "nothing")
+    findings = doctor.examine()
+    assert findings.sections["demo model"] == {"present": "no"}
+    assert any("demo model is missing" in line for line in findings.advice)
+
+
+def test_a_demo_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    monkeypatch.setattr(doctor, "DEMO", tmp_path)
+    assert doctor.examine().sections["demo model"] == {"present": "yes", "folder": str(tmp_path), "bytes": 5}
+
+
+def test_a_missing_library_is_advised_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_LIBRARIES", ("no-such-library",))
+    assert any("no-such-library is not installed" in line for line in doctor.examine().advice)

@@ -1,0 +1,121 @@
+"""The door: which status and which words each kind of end has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from oneroof import __version__
+from oneroof.cli import main as door
+from oneroof.cli.main import COMMANDS, load_command, main
+from oneroof.errors import UserError
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Ends as it is told."""
+
+    end: str
+
+    def run(self) -> int:
+        """One of several ends."""
+        ends: dict[str, BaseException] = {
+            "ours": KeyError("lost"),
+            "user": UserError("found; allowed; try"),
+            "stop": KeyboardInterrupt(),
+            "pipe": BrokenPipeError(),
+        }
+        if self.end in ends:
+            raise ends[self.end]
+        return int(self.end)
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "load_command", lambda _: Odd)
+    monkeypatch.delenv("ONEROOF_DEBUG", raising=False)
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("end", "status", "says"),
+    [
+        ("0", 0, ""),
+        ("3", 3, ""),
+        ("user", 2, "oneroof: found; allowed; try\n"),
+        ("stop", 130, "\noneroof: interrupted\n"),
+    ],
+)
+def test_each_end_has_its_status(
+    capsys: pytest.CaptureFixture[str], end: str, status: int, says: str
+) -> None:
+    assert main(["odd", end]) == status
+    assert capsys.readouterr().err == says
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_failure_of_ours_is_one_line_unless_more_is_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["odd", "ours"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("oneroof: odd failed, by a fault of ours: 'lost' (KeyError in test_main.py line ")
+    assert said.count("\n") == 1
+    assert main(["odd", "ours", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("ONEROOF_DEBUG", "1")
+    assert main(["odd", "ours"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_every_command_is_listed_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in COMMANDS:
+        line = next(row for row in text.splitlines() if row.startswith(f"  {name} "))
+        assert (load_command(name).__doc__ or "").split("\n")[0] in line
+
+
+def test_no_words_at_all_are_a_question_for_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: oneroof COMMAND")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"oneroof {__version__}\n"
+
+
+def test_an_unknown_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate"]) == 2
+    assert capsys.readouterr().err.endswith("try oneroof generate\n")
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help_and_every_option_is_explained(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from oneroof.cli.flags import flags
+
+    assert main([name, "--help"]) == 0
+    assert f"usage: oneroof {name}" in capsys.readouterr().out
+    assert all(flag.help for flag in flags(load_command(name)))
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    program = "import sys; from oneroof.cli.main import main; sys.exit(main(['--help']))"
+    ran = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert ran.stdout is not None and ran.stderr is not None
+    ran.stdout.close()
+    assert ran.stderr.read() == b""
+    assert ran.wait() == 141
+
+
+def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "oneroof", "--version"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ran.stdout == f"oneroof {__version__}\n"
