@@ -190,7 +190,7 @@ def _write_text(folder: Path, family: str, tokenizer: str) -> None:
 
 def _with_dtype(family: str, config: Config, dtype: str) -> Config:
     if family == "qwen1":
-        return {**config, "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "fp32": dtype == "float32"}
+        return {**config, "bf16": False, "fp16": False, "fp32": False}  # as published: the tensors tell
     return {**config, "torch_dtype": dtype}
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from oneroof import device
 from oneroof.errors import UserError
 from oneroof.load import load
 
@@ -176,6 +177,24 @@ def _twice(folder: Path) -> None:
 NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
 BAD_CONFIGS: dict[str, tuple[str, Spoil, tuple[str, ...]]] = {
     "no config": ("qwen2", lambda folder: (folder / "config.json").unlink(), ("config.json",)),
+    "quantised weights": (
+        "qwen3",
+        _edit(quantization_config={"quant_method": "gptq", "bits": 4}),
+        ("gptq", "quantised"),
+    ),
+    "quantised for another engine": ("qwen2", _edit(quantize="w8a8"), ("w8a8", "quantised")),
+    "sliding layers and no window": (
+        "qwen2",
+        _edit(layer_types=["sliding_attention"] * 4, sliding_window=7, use_sliding_window=False),
+        ("use_sliding_window",),
+    ),
+    "windows on some layers where the architecture has all or none": (
+        "qwen3_moe",
+        _edit(
+            layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=7, use_sliding_window=True
+        ),
+        ("layer_types",),
+    ),
     "torn JSON": ("qwen2", _truncate("config.json", 0.7), ("config.json",)),
     "JSON of another kind": ("qwen2", _write("config.json", b"[1, 2]"), ("config.json",)),
     "not text": ("qwen2", _write("config.json", b"\xff\xfe\x00"), ("config.json",)),
@@ -284,6 +303,13 @@ BAD_WEIGHTS: dict[str, tuple[str, dict[str, object], Spoil, tuple[str, ...]]] = 
         _write("model.safetensors.index.json", b'{"weight_map": {"a": "../../x.safetensors"}}'),
         ("../../x.safetensors",),
     ),
+    "a tokenizer that is torn": ("qwen2", {}, _write("tokenizer.json", b"{"), ("tokenizer.json",)),
+    "a template that does not compile": (
+        "qwen2",
+        {},
+        _write("chat_template.jinja", b"{% if %}"),
+        ("template",),
+    ),
     "generation settings that are torn": (
         "qwen2",
         {},
@@ -307,7 +333,9 @@ def test_weights_that_cannot_be_read(checkpoint: Checkpoint, tmp_path: Path, cas
     family, options, spoil, told = BAD_WEIGHTS[case]
     folder = _copy(checkpoint(family, **options), tmp_path)
     spoil(folder)
-    _refused(lambda: load(folder, device="cpu"), *told)
+    read: list[tuple[int, int]] = []
+    _refused(lambda: load(folder, device="cpu", progress=lambda *told: read.append(told)), *told)
+    assert read == []
 
 
 def test_names_that_lead_to_no_folder(tmp_path: Path) -> None:
@@ -316,6 +344,20 @@ def test_names_that_lead_to_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     _refused(lambda: load(file), "model.safetensors")
+
+
+def test_a_model_that_does_not_fit_is_refused_with_both_numbers(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "memory", lambda place: device.Memory(total=10**6, free=10**5))
+    _refused(lambda: load(checkpoint("qwen2"), device="cpu"), "0.0 GB", "free")
+
+
+def test_chunked_attention_ends_where_its_chunks_begin(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Qwen2.5-1M: without the chunks, positions up to the trained length are right."""
+    folder = _copy(checkpoint("qwen2"), tmp_path)
+    _edit(dual_chunk_attention_config={"chunk_size": 64, "original_max_position_embeddings": 96})(folder)
+    assert load(folder, device="cpu").config.max_positions == 96
 
 
 def test_options_with_unknown_words(checkpoint: Checkpoint) -> None:

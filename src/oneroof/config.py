@@ -69,7 +69,7 @@ class ModelConfig:
     experts: Experts | None
     sparse_layers: tuple[bool, ...]  # one a layer: mixture-of-experts or dense
     max_positions: int
-    dtype: str  # of the checkpoint: float32, bfloat16, float16
+    dtype: str  # of the checkpoint: float32, bfloat16, float16; stored: as its tensors are
     init_range: float
     bos: int | None
     eos: tuple[int, ...]

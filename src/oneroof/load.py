@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oneroof import device as devices
+from oneroof import log
 from oneroof.batch import pack
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
@@ -20,11 +21,16 @@ from oneroof.hub import locate
 from oneroof.jsonfile import read_object
 from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
+from oneroof.models.family import Family
 from oneroof.models.init import initialize
+from oneroof.models.sizes import sizes
 from oneroof.names import Ignored
 from oneroof.text.chat import ChatTemplate, load_template
 from oneroof.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from oneroof.weights.load import fill, stored_names
+from oneroof.weights.load import fill
+from oneroof.weights.names import Names
+from oneroof.weights.settle import HEAD, settle
+from oneroof.weights.stored import StoredWeights
 
 
 @dataclass(frozen=True)
@@ -101,32 +107,48 @@ def load(
     folder = locate(model, revision=revision, hub=hub)
     keys = read_keys(folder)
     family, config = family_of(keys), read_facts(keys)
-    if layers is not None:
-        config, dropped = _first_layers(config, layers)
-    else:
-        dropped = ()
-    place = devices.resolve(device)
-    number = devices.resolve_dtype(dtype, config.dtype, place)
-    if random_weights:
-        decoder = Decoder(config, dtype=number, device=place)
-        initialize(decoder, seed)
-    else:
-        head = config.tied_head or any(name.endswith("lm_head.weight") for name in stored_names(folder))
-        decoder = Decoder(config, dtype=number, device=place, head=head)
-        fill(
-            decoder.tensors(),
-            folder,
-            family.renames,
-            (*family.ignored, *dropped),
-            tied=config.tied_head,
-            report=progress,
-        )
-    decoder.eval().requires_grad_(False)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     template = load_template(folder, tokenizer) if tokenizer is not None else None
-    return Loaded(
-        config, decoder, tokenizer, template, read_object(folder / "generation_config.json"), folder
-    )
+    generation = read_object(folder / "generation_config.json")
+    dropped: tuple[Ignored, ...] = ()
+    if layers is not None:
+        config, dropped = _first_layers(config, layers)
+    head = True
+    if not random_weights:
+        config, head = _settled(config, folder, family)
+    place = devices.resolve(device)
+    number = devices.resolve_dtype(dtype, "float32" if config.dtype == "stored" else config.dtype, place)
+    _check_memory(config, number, place, head)
+    decoder = Decoder(config, dtype=number, device=place, head=head)
+    if random_weights:
+        initialize(decoder, seed)
+    else:
+        ignored = (*family.ignored, *dropped)
+        fill(decoder.tensors(), folder, family.renames, ignored, tied=config.tied_head, report=progress)
+    decoder.eval().requires_grad_(False)
+    return Loaded(config, decoder, tokenizer, template, generation, folder)
+
+
+def _settled(config: ModelConfig, folder: Path, family: Family) -> tuple[ModelConfig, bool]:
+    """The config with what the tensors tell, and whether there is a head."""
+    stored = StoredWeights(folder)
+    settled = settle(config, stored, Names(family.renames, family.ignored))
+    if settled.tied_head != config.tied_head:
+        log.warning(f"{folder} says that its head is tied and stores another; the stored one is used")
+    head = settled.tied_head or HEAD in stored.specs
+    if not head:
+        log.warning(f"{folder} has no {HEAD}: it gives embeddings, no text")
+    return settled, head
+
+
+def _check_memory(config: ModelConfig, dtype: torch.dtype, place: torch.device, head: bool) -> None:
+    counted = sizes(config).parameters - (0 if head else config.vocabulary * config.dim)
+    need, free = counted * dtype.itemsize, devices.memory(place).free
+    if need > free:
+        raise UserError(
+            f"the weights take {need / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}; "
+            f"{free / 1e9:.1f} GB are free on {place}; try a smaller dtype, --layers or another device"
+        )
 
 
 def _first_layers(config: ModelConfig, layers: int) -> tuple[ModelConfig, tuple[Ignored, ...]]:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from oneroof.cli.main import main
+from oneroof.cli.records import record
+from oneroof.engine.request import Completion, Logprob, Output
 
 Made = list[dict[str, object]]
 Generate = Callable[..., Made]
@@ -148,6 +151,7 @@ def test_the_seed_of_a_prompt_is_the_commands_and_its_number(generate: Generate)
         (["--prompt", "a", "--stop-token-ids", "9999"], "9999"),
         (["--prompt", "a", "--system", "b"], "--system is for --chat"),
         (["--prompt", "a", "--switch", "x"], "--switch x"),
+        (["--prompt", "a", "--switch", "enable_thinking=false"], "no prompt goes through it"),
         (["--prompt", "a", "--max-model-len", "9999"], "max_model_len 9999"),
         (["--prompts-file", "/nowhere/prompts.txt"], "/nowhere/prompts.txt cannot be read"),
         (["--prompt", "a", "--output", "/nowhere/out.jsonl"], "/nowhere/out.jsonl cannot be written"),
@@ -191,6 +195,38 @@ def test_an_unwritable_journal_is_refused_before_the_model_is_looked_for(
 ) -> None:
     told = refused(capsys, "/no/such/model", "--prompt", "a", "--output", str(tmp_path))
     assert "cannot be written" in told
+
+
+def test_a_journal_of_other_weights_is_refused(
+    folder: str, generate: Generate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    words = [
+        "--prompt",
+        "a",
+        "--dtype",
+        "float32",
+        "--max-tokens",
+        "2",
+        "--output",
+        str(tmp_path / "out.jsonl"),
+    ]
+    assert main(["generate", str(model), *words]) == 0
+    capsys.readouterr()
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())  # the same name, another file
+    assert "another model" in refused(capsys, str(model), *words)
+
+
+def test_numbers_that_json_has_not_are_null() -> None:
+    share = Logprob(logprob=float("nan"), rank=1, text="a")
+    text = Completion(
+        text="a", token_ids=(5,), finish_reason="error", stop_reason=None, logprobs=({5: share},)
+    )
+    output = Output(index=0, prompt="b", prompt_token_ids=(1,), completions=(text,), prompt_logprobs=None)
+    made = record(0, "b", output)
+    assert json.loads(json.dumps(made, allow_nan=False))["logprobs"][0]["logprob"] is None
 
 
 def test_a_journal_that_is_complete_is_told_again_without_the_model(

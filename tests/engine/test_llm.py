@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from torch import Tensor
 
+from oneroof.device import Memory
+from oneroof.engine import plain
 from oneroof.engine.llm import LLM
 from oneroof.engine.request import SamplingParams, defaults
 from oneroof.errors import UserError
@@ -98,6 +103,7 @@ def test_without_params_the_authors_recommendations_serve(llm: LLM) -> None:
         (["a", "b"], [GREEDY], "1 SamplingParams for 2 prompts"),
         ([3.5], GREEDY, "a prompt is 3.5"),
         ("a", SamplingParams(adapter="poet"), "poet"),
+        ({"role": "user", "content": "a"}, GREEDY, "one message"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_runs(
@@ -122,6 +128,8 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(
         {"execution": "graph"},
         {"max_batch": 0},
         {"max_batch_tokens": 0},
+        {"max_batch": 2.5},
+        {"seed": 2**63},
         {"kv_memory": 0.0},
         {"max_model_len": 100_000},
     ],
@@ -130,6 +138,62 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(
 def test_no_option_is_ignored(loaded: Loaded, option: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(option))):
         LLM(loaded, **option)  # type: ignore[arg-type]
+
+
+def test_seeds_of_a_call_wrap_around(loaded: Loaded) -> None:
+    with LLM(loaded, seed=2**63 - 1) as llm:
+        first, second = llm.generate(["a", "a"], SamplingParams(max_tokens=3))
+    with LLM(loaded, seed=-(2**63)) as llm:
+        assert llm.generate("a", SamplingParams(max_tokens=3))[0].token_ids == second.token_ids
+    assert first.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("gte", "both directions"), ("qwen3_embedding", r"lm_head\.weight")]
+)
+def test_a_model_of_vectors_writes_no_text(checkpoint: Callable[..., Path], family: str, said: str) -> None:
+    with LLM(checkpoint(family), device="cpu") as llm:
+        with pytest.raises(UserError, match=said):
+            llm.generate("a", GREEDY)
+        assert llm.speed.prompt_tokens == 0
+
+
+def test_a_context_that_cannot_be_is_refused_before_the_weights(checkpoint: Callable[..., Path]) -> None:
+    read: list[int] = []
+    with pytest.raises(UserError, match="max_model_len"):
+        LLM(checkpoint("qwen3"), max_model_len=10**6, progress=lambda done, _: read.append(done))
+    assert read == []
+
+
+def test_a_declared_first_token_stands_before_a_text(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """As transformers' own call does; messages bring theirs by the template."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("qwen3"), folder)
+    path = folder / "tokenizer.json"
+    keys = json.loads(path.read_text())
+    begin = next(t for t in keys["added_tokens"] if t["content"] == "<|endoftext|>")
+    keys["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [begin["id"]], "tokens": ["<|endoftext|>"]}
+        },
+    }
+    path.write_text(json.dumps(keys))
+    expected = reference.transformers().AutoTokenizer.from_pretrained(folder)("the king")["input_ids"]
+    with LLM(folder, device="cpu") as llm:
+        assert list(llm.generate("the king", GREEDY)[0].prompt_token_ids) == expected
+    assert expected[0] == begin["id"]
+
+
+def test_a_cache_that_does_not_fit_is_refused(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "memory", lambda place: Memory(total=10**6, free=1000))
+    with LLM(loaded) as llm, pytest.raises(UserError, match="memory are free"):
+        llm.generate("a", GREEDY)
 
 
 def test_a_folder_without_tokenizer_takes_ids_only(checkpoint: Callable[..., Path]) -> None:

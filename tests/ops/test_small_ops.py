@@ -38,10 +38,11 @@ def test_swiglu_gates_with_the_first_half() -> None:
     torch.testing.assert_close(ops.swiglu(x), x[:, :3] * torch.sigmoid(x[:, :3]) * x[:, 3:])
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 17])
-def test_mixture_equals_the_loop_over_tokens(tokens: int) -> None:
+@pytest.mark.parametrize("width", [5, 16])  # rows of 20 bytes, and of 64 as the grouped product wants them
+@pytest.mark.parametrize("tokens", [0, 1, 2, 17])
+def test_mixture_equals_the_loop_over_tokens(tokens: int, width: int) -> None:
     """Experts 0 and 5 are never chosen, expert 2 always."""
-    gate_up, down = torch.randn(6, 2 * 5, 8), torch.randn(6, 8, 5)
+    gate_up, down = torch.randn(6, 2 * width, 8), torch.randn(6, 8, width)
     x, weights = torch.randn(tokens, 8), torch.rand(tokens, 2)
     chosen = torch.stack([torch.full((tokens,), 2), torch.randint(3, 5, (tokens,))], 1)
     expected = torch.zeros(tokens, 8)
@@ -52,8 +53,10 @@ def test_mixture_equals_the_loop_over_tokens(tokens: int) -> None:
     torch.testing.assert_close(ops.mixture(x, weights, chosen, gate_up, down), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_mixture_has_gradients_where_an_expert_is_idle() -> None:
-    gate_up, down = torch.randn(4, 6, 8, requires_grad=True), torch.randn(4, 8, 3, requires_grad=True)
+@pytest.mark.parametrize("width", [3, 16])
+def test_mixture_has_gradients_where_an_expert_is_idle(width: int) -> None:
+    gate_up = torch.randn(4, 2 * width, 8, requires_grad=True)
+    down = torch.randn(4, 8, width, requires_grad=True)
     x = torch.randn(5, 8, requires_grad=True)
     weights = torch.rand(5, 2, requires_grad=True)
     chosen = torch.tensor([[1, 2]] * 5)

@@ -54,7 +54,9 @@ class Generate(SamplingOptions, ModelOptions):
         asked = read_prompts(self.prompt, self.prompts_file)
         if self.system is not None and not self.chat:
             raise UserError("--system is for --chat only; put a system message into messages; or add --chat")
-        _switches(self.switch)
+        templated = self.chat or any(not isinstance(one.prompt, str) for one in asked)
+        if _switches(self.switch) and not templated:
+            raise UserError("--switch is for the chat template; no prompt goes through it; add --chat")
         shared = self.params({})
         for one in asked:
             one.params(shared)  # what can be refused without the model is refused before it is loaded
@@ -83,10 +85,9 @@ class Generate(SamplingOptions, ModelOptions):
         """Load the model and write; the n-th of `asked` is prompt ``indices[n]``, which decides its seed."""
         from oneroof.device import use_threads  # torch: not for --help, nor for a journal that is complete
         from oneroof.engine.llm import LLM
-        from oneroof.load import load
 
         use_threads(self.threads)
-        loaded = load(
+        with LLM(
             self.model,
             device=self.device,
             dtype=self.dtype,
@@ -96,12 +97,14 @@ class Generate(SamplingOptions, ModelOptions):
             revision=self.revision,
             hub=self.hub,
             progress=log.progress("loading"),
-        )
-        shared = self.params(loaded.generation)
-        params = [_seeded(one.params(shared), self.seed + i) for one, i in zip(asked, indices, strict=True)]
-        with LLM(
-            loaded, max_model_len=self.max_model_len, max_batch=self.max_batch, engine=self.engine
+            max_model_len=self.max_model_len,
+            max_batch=self.max_batch,
+            engine=self.engine,
         ) as llm:
+            shared = self.params(llm.loaded.generation)
+            params = [
+                _seeded(one.params(shared), self.seed, i) for one, i in zip(asked, indices, strict=True)
+            ]
             prompts = [self._turns(one.prompt) for one in asked]
             yield from llm.stream(prompts, params, special=self.special, switches=_switches(self.switch))
             speed = llm.speed
@@ -124,7 +127,7 @@ class Generate(SamplingOptions, ModelOptions):
         status = 0
         for one in records:
             if self.json:
-                print(json.dumps(one, ensure_ascii=False), flush=True)
+                print(json.dumps(one, ensure_ascii=False, allow_nan=False), flush=True)
             elif streamed:
                 print(flush=True)
             else:
@@ -136,10 +139,11 @@ class Generate(SamplingOptions, ModelOptions):
 
     def _facts(self, asked: Sequence[Asked]) -> dict[str, object]:
         """All that decides the results, for the journal's fingerprint."""
-        free = {"threads", "max_batch", "json", "output", "prompt", "prompts_file"}
+        free = {"threads", "json", "output", "prompt", "prompts_file"}
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         folder = Path(self.model).expanduser()
-        facts["model"] = str(folder.resolve()) if folder.is_dir() else self.model
+        if folder.is_dir():
+            facts["model"] = [str(folder.resolve()), *_state(folder)]
         facts["prompts"] = [[one.prompt, one.sampling] for one in asked]
         return facts
 
@@ -156,8 +160,16 @@ def _in_order(count: int, done: Mapping[int, Record], made: Iterator[tuple[int, 
         raise AssertionError("more records than prompts")
 
 
-def _seeded(params: SamplingParams, seed: int) -> SamplingParams:
-    return params if params.seed is not None else replace(params, seed=seed)
+def _seeded(params: SamplingParams, seed: int, index: int) -> SamplingParams:
+    from oneroof.engine.noise import nth_seed  # torch
+
+    return params if params.seed is not None else replace(params, seed=nth_seed(seed, index))
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """Size and time of every file of a model: another model under the same name is another run."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _switches(words: Sequence[str]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from oneroof.engine.request import Completion, Logprob, Output
@@ -62,4 +63,5 @@ def _place(token: int, place: Mapping[int, Logprob]) -> dict[str, object]:
 
 
 def _share(token: int, share: Logprob) -> dict[str, object]:
-    return {"token_id": token, "text": share.text, "logprob": share.logprob, "rank": share.rank}
+    logprob = share.logprob if math.isfinite(share.logprob) else None  # JSON has no other numbers
+    return {"token_id": token, "text": share.text, "logprob": logprob, "rank": share.rank}

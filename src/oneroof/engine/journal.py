@@ -124,7 +124,10 @@ def fingerprint(run: object) -> str:
 
 
 def _line(record: Mapping[str, object]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", errors="surrogatepass") + b"\n"
+    return (
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", errors="surrogatepass")
+        + b"\n"
+    )
 
 
 def _parse(line: bytes) -> dict[str, object] | None:

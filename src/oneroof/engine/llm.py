@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeGuard
 
 from oneroof.engine.admission import admit, context_of, end_tokens
-from oneroof.engine.noise import fresh_seed
+from oneroof.engine.noise import fresh_seed, nth_seed
 from oneroof.engine.plain import PlainLoop, Speed
 from oneroof.engine.pooling import embed
 from oneroof.engine.relevance import TASK, score
-from oneroof.engine.request import Output, Piece, Request, SamplingParams, defaults
+from oneroof.engine.request import SEEDS, Output, Piece, Request, SamplingParams, defaults, whole
 from oneroof.errors import UserError
+from oneroof.hub import locate
 from oneroof.load import Loaded, load
+from oneroof.models import read_config
 from oneroof.text.chatml import END, START
 from oneroof.text.conversation import Message
 
@@ -52,31 +54,34 @@ class LLM:
         layers: int | None = None,
         seed: int | None = None,
         revision: str = "main",
+        hub: str = "huggingface",
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """`seed` serves requests that bring none: request i of a call draws with ``seed + i``. None: anew.
 
-        `kv_memory` is in GB of 10^9 bytes.
+        `kv_memory` is in GB of 10^9 bytes; `progress(done, all)` is told bytes while weights are read.
         """
         wanted = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "quantization": quantization, "kv": kv}
         _refuse_unserved({**wanted, "engine": engine, "execution": execution})
-        for name, number in (("max_batch", max_batch), ("max_batch_tokens", max_batch_tokens)):
-            if number < 1:
-                raise UserError(
-                    f"{name} is {number}; 1 or more is allowed; leave it out for the usual number"
-                )
+        whole("max_batch", max_batch, 1, None, "leave it out for the usual number")
+        whole("max_batch_tokens", max_batch_tokens, 1, None, "leave it out for the usual number")
+        if seed is not None:
+            whole("seed", seed, *SEEDS, "any number of 64 bits")
         if kv_memory is not None and not kv_memory > 0:
             raise UserError(f"kv_memory is {kv_memory}; more than 0 GB is allowed; leave it out for no limit")
         if isinstance(model, Loaded):
             loaded = model
         else:
+            folder = locate(model, revision=revision, hub=hub)
+            context_of(read_config(folder), max_model_len)  # refused before a byte of the weights is read
             loaded = load(
-                model,
+                folder,
                 device=device,
                 dtype=dtype,
                 random_weights=random_weights,
                 layers=layers,
                 seed=seed or 0,
-                revision=revision,
+                progress=progress,
             )
         self._seed = seed
         self._context = context_of(loaded.config, max_model_len)
@@ -108,6 +113,8 @@ class LLM:
 
         `switches` are for prompts that are messages, as in `chat`.
         """
+        if isinstance(prompts, Mapping):
+            raise UserError("a prompt is one message; a list of messages is allowed; put it into a list")
         listed: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment]
         ids = [self._tokens(prompt, special, switches or {}) for prompt in listed]
         return self._run(listed, ids, params)
@@ -178,6 +185,7 @@ class LLM:
         self, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], params: Params
     ) -> Iterator[Piece]:
         loop = self._open()
+        _check_writes(loop.loaded)
         each = self._params(params, len(ids))
         return loop.run([self._admit(i, prompts[i], ids[i], each[i]) for i in range(len(ids))])
 
@@ -197,7 +205,7 @@ class LLM:
             config=loaded.config,
             context=self._context,
             ends=ends,
-            seed=fresh_seed() if self._seed is None else self._seed + index,
+            seed=fresh_seed() if self._seed is None else nth_seed(self._seed, index),
         )
 
     def _params(self, params: Params, count: int) -> Sequence[SamplingParams]:
@@ -213,7 +221,9 @@ class LLM:
 
     def _tokens(self, prompt: Prompt, special: bool, switches: Mapping[str, object]) -> Sequence[int]:
         if isinstance(prompt, str):
-            return self.loaded.text().encode(prompt, special=special)
+            tokenizer = self.loaded.text()
+            ids = tokenizer.encode(prompt, special=special)
+            return [*tokenizer.prepended, *ids] if ids else ids
         if _is_ids(prompt):
             return prompt
         if _is_messages(prompt):
@@ -233,6 +243,18 @@ class LLM:
         window = self.loaded.generation.get("max_window_size")  # stands where there is no template of its own
         most = window if isinstance(window, int) else None
         return template.tokens(messages, tools=tools, switches=switches, window=most)
+
+
+def _check_writes(loaded: Loaded) -> None:
+    """UserError for a model that gives vectors alone."""
+    if not loaded.config.causal:
+        raise UserError(
+            f"{loaded.folder} sees in both directions; embeddings are allowed, text is not; use embed"
+        )
+    if loaded.model.head is None:
+        raise UserError(
+            f"{loaded.folder} has no lm_head.weight; embeddings are allowed, text is not; use embed"
+        )
 
 
 _SERVED: dict[str, tuple[object, ...]] = {

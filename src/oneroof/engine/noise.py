@@ -1,8 +1,8 @@
 """Sampling noise as a pure function of (seed, position, token id): no generator, no state, no order.
 
-Integer arithmetic alone decides the bits, so any device, batch or rank hashes to the same numbers, and a
-request draws the same token alone, in a crowd, or computed anew after preemption. Letters: S rows, V token
-ids.
+Integer arithmetic alone decides the bits, so any device, batch or rank hashes to the same numbers, and from
+the same logits a request draws the same token alone, in a crowd, or computed anew after preemption. Letters:
+S rows, V token ids.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def branch(seed: int, number: int) -> int:
     if number == 0:
         return seed
     return int(_mix64(_mix64(torch.tensor(seed)) + number))
+
+
+def nth_seed(seed: int, index: int) -> int:
+    """``seed + index``, wrapped into 64 bits."""
+    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 def fresh_seed() -> int:

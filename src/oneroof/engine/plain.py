@@ -1,7 +1,7 @@
 """The plain loop: prompts in packed calls, then a token of every running sequence a step, contiguous caches.
 
 It is the readable reference that the paged engine is compared with: no chunks, no sharing, no scheduling but
-"whoever waits joins as soon as there is room". What a sequence gets does not depend on the others.
+"whoever waits joins as soon as there is room". What a sequence gets does not depend on the others, up to the rounding of 16-bit products.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oneroof.batch import Batch
+from oneroof.device import memory
 from oneroof.engine.answer import Answer
 from oneroof.engine.logprobs import logprobs, prompt_logprobs
 from oneroof.engine.request import Logprob, Output, Piece, Request
@@ -78,12 +79,14 @@ class PlainLoop:
             2 * config.depth * config.kv_heads * config.head_dim * self.loaded.dtype.itemsize * longest
         )  # bytes
         pages = min(self._max_batch, len(answers))
-        if self._kv_memory is not None:
-            pages = min(pages, int(self._kv_memory * 1e9 / each))
+        given = self._kv_memory
+        room = memory(self.loaded.device).free if given is None else given * 1e9
+        pages = min(pages, int(room / each))
         if pages < 1:
+            found = f"{room / 1e9:.3g} GB of memory are free" if given is None else f"kv_memory is {given} GB"
             raise UserError(
-                f"kv_memory is {self._kv_memory} GB; {each / 1e9:.3g} GB are needed for a sequence of "
-                f"{longest} tokens; allow more or lower max_tokens"
+                f"{found}; {each / 1e9:.3g} GB are needed for a sequence of {longest} tokens; "
+                "allow more or lower max_tokens"
             )
         cache = allocate(
             depth=config.depth,

@@ -26,7 +26,6 @@ _BATCH_TOKENS = 8192  # of one forward, unless a single text is longer
 class Pooling:
     """How a folder makes vectors of texts."""
 
-    normalize: bool
     prompts: Mapping[str, str]  # name -> what stands before a text
 
     def prefix(self, instruction: str | None, prompt: str | None) -> str:
@@ -61,7 +60,7 @@ def read_pooling(folder: Path) -> Pooling:
         )
     prompts = read_object(folder / "config_sentence_transformers.json").get("prompts", {})
     named = {str(k): str(v) for k, v in prompts.items()} if isinstance(prompts, dict) else {}
-    return Pooling(normalize=True, prompts=named)
+    return Pooling(prompts=named)
 
 
 @torch.inference_mode()
@@ -76,11 +75,21 @@ def embed(
     pooling, tokenizer = read_pooling(loaded.folder), loaded.text()
     prefix = pooling.prefix(instruction, prompt)
     end = tokenizer.appended or (() if tokenizer.eos is None else (tokenizer.eos,))
-    sequences = [[*tokenizer.encode(prefix + text), *end] for text in texts]
+    sequences = [[*tokenizer.prepended, *tokenizer.encode(prefix + text), *end] for text in texts]
     check_tokens(sequences, loaded.config)
     rows = [last_states(loaded, group) for group in groups(sequences)]
     vectors = torch.cat(rows) if rows else torch.empty(0, loaded.config.dim)
-    return F.normalize(vectors.float(), dim=-1).cpu()
+    vectors = F.normalize(vectors.float(), dim=-1).cpu()
+    check_numbers(vectors)
+    return vectors
+
+
+def check_numbers(found: Tensor) -> None:
+    """UserError where results are not numbers: the weights are damaged, or the dtype is too narrow."""
+    if not bool(found.isfinite().all()):
+        raise UserError(
+            "the model gave results that are not numbers; finite ones are allowed; try dtype float32"
+        )
 
 
 def last_states(loaded: Loaded, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from oneroof.engine.pooling import groups, last_states
+from oneroof.engine.pooling import check_numbers, groups, last_states
 from oneroof.errors import UserError
 from oneroof.load import Loaded, check_tokens
 from oneroof.text.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ _HEAD = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the"
     ' Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
+_MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
@@ -28,6 +29,11 @@ _TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 def score(loaded: Loaded, query: str, documents: Sequence[str], *, instruction: str = TASK) -> list[float]:
     """A probability for each document, in order. UserError where the tokenizer lacks the prompt's words."""
     tokenizer = loaded.text()
+    lacking = [mark for mark in _MARKS if mark not in tokenizer.added]
+    if lacking:
+        raise UserError(
+            f"this tokenizer has no {lacking[0]}; rerankers need {', '.join(_MARKS)}; use one of them"
+        )
     no, yes = _word(tokenizer, "no"), _word(tokenizer, "yes")
     head, tail = tokenizer.encode(_HEAD, special=True), tokenizer.encode(_TAIL, special=True)
     ask = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
@@ -37,6 +43,7 @@ def score(loaded: Loaded, query: str, documents: Sequence[str], *, instruction: 
     for group in groups(sequences):
         logits = loaded.model.logits(last_states(loaded, group))
         found += logits[:, [no, yes]].softmax(-1)[:, 1].tolist()
+    check_numbers(torch.tensor(found))
     return found
 
 

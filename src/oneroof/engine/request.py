@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from oneroof.errors import UserError
 
+SEEDS = (-(2**63), 2**63 - 1)  # the least and the largest
 _GREEDY_BELOW = 1e-5  # colder than this, logits / temperature leaves float32
 
 
@@ -35,7 +36,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit once for each time it occurs in the output."""
     seed: int | None = None
-    """The same seed gives the same tokens, whatever else runs; None: another one each time."""
+    """The same seed gives the same tokens in any batch, up to rounding in 16 bits; None: always another."""
     stop: str | Sequence[str] = ()
     """Strings that end the text; they are not part of it."""
     stop_token_ids: Sequence[int] = ()
@@ -55,20 +56,20 @@ class SamplingParams:
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 1, None, "leave it None to write until the context is full")
+            whole("max_tokens", self.max_tokens, 1, None, "leave it None to write until the context is full")
         _number("temperature", self.temperature, 0.0, None, "0 for the most likely token, 0.6 to 1.0 to vary")
         _number("top_p", self.top_p, 0.0, 1.0, "1.0 to switch it off", above=True)
-        _whole("top_k", self.top_k, -1, None, "0 to switch it off")
+        whole("top_k", self.top_k, -1, None, "0 to switch it off")
         _number("min_p", self.min_p, 0.0, 1.0, "0.0 to switch it off")
         _number("repetition_penalty", self.repetition_penalty, 0.0, None, "1.0 to switch it off", above=True)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0, "0.0 to switch it off")
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0.0 to switch it off")
         if self.seed is not None:
-            _whole("seed", self.seed, -(2**63), 2**63 - 1, "any number of 64 bits")
+            whole("seed", self.seed, *SEEDS, "any number of 64 bits")
         for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if value is not None:
-                _whole(name, value, 0, None, "None to switch it off")
-        _whole("n", self.n, 1, None, "1 for one completion")
+                whole(name, value, 0, None, "None to switch it off")
+        whole("n", self.n, 1, None, "1 for one completion")
         if not isinstance(self.ignore_eos, bool):
             raise UserError(f"ignore_eos is {self.ignore_eos!r}; True or False is allowed; try False")
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -209,7 +210,8 @@ def _number(name: str, value: object, low: float, high: float | None, hint: str,
         raise UserError(f"{name} is {value}; a number {span} is allowed; try {hint}")
 
 
-def _whole(name: str, value: object, low: int, high: int | None, hint: str) -> None:
+def whole(name: str, value: object, low: int, high: int | None, hint: str) -> None:
+    """UserError unless option `name` is a whole number from `low` to `high` (None: without end)."""
     span = f"at least {low}" + ("" if high is None else f", at most {high}")
     wrong = isinstance(value, bool) or not isinstance(value, int) or value < low
     if wrong or (high is not None and isinstance(value, int) and value > high):

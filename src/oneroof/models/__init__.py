@@ -53,7 +53,12 @@ def read_keys(folder: Path) -> dict[str, object]:
 
 def read_facts(hf: Mapping[str, object]) -> ModelConfig:
     """A config from the raw keys; UserError where a fact is missing, impossible or not supported."""
-    return family_of(hf).facts(hf)
+    facts = family_of(hf)
+    if hf.get("quantization_config") or hf.get("quantize"):
+        told = hf.get("quantization_config")
+        method = told.get("quant_method") if isinstance(told, Mapping) else hf.get("quantize")
+        raise UserError(f"the checkpoint is quantised ({method}); float ones are allowed; take its original")
+    return facts.facts(hf)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -26,6 +26,9 @@ def dense(
     heads = facts.size(hf, "num_attention_heads")
     positions = facts.size(hf, "max_position_embeddings")
     rope, reach = facts.rope(hf, theta=theta, interleaved=interleaved, positions=positions)
+    chunked = hf.get("dual_chunk_attention_config")
+    if isinstance(chunked, Mapping):  # without its chunks, attention is right up to the length trained on
+        reach = min(reach, facts.size(chunked, "original_max_position_embeddings"))
     return ModelConfig(
         family=family,
         vocabulary=facts.size(hf, "vocab_size"),

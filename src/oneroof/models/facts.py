@@ -77,12 +77,16 @@ def token(hf: Keys, name: str) -> int | None:
 
 
 def dtype(hf: Keys) -> str:
-    """The checkpoint's dtype: `dtype` (transformers 5), `torch_dtype` (4) or Qwen-1's bf16 and fp16."""
+    """The checkpoint's dtype: `dtype` (transformers 5), `torch_dtype` (4) or Qwen-1's switches.
+
+    Where none is set, as in the published Qwen-1 files, the answer is `stored`: as the tensors are.
+    """
     named = hf.get("dtype") or hf.get("torch_dtype")
     if named is None:
-        named = "bfloat16" if hf.get("bf16") is True else "float16" if hf.get("fp16") is True else "float32"
+        switches = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+        named = next((word for switch, word in switches.items() if hf.get(switch) is True), "stored")
     word = str(named).removeprefix("torch.")
-    if word not in DTYPES:
+    if word not in (*DTYPES, "stored"):
         raise UserError(
             f"config.json says dtype {word!r}; {', '.join(DTYPES)} are allowed; convert the checkpoint"
         )
@@ -176,6 +180,11 @@ def windows(hf: Keys, depth: int, sliding: tuple[bool, ...]) -> tuple[int, ...]:
                 f"full_attention and sliding_attention for {depth} layers are allowed; mend the file"
             )
         sliding = tuple(t == "sliding_attention" for t in listed[:depth])
+        if any(sliding) and not flag(hf, "use_sliding_window", False):
+            raise UserError(
+                "config.json lists sliding_attention layers and says use_sliding_window = false; one of "
+                "the two is allowed; mend the file"
+            )
     if not flag(hf, "use_sliding_window", False) or not any(sliding):
         return (0,) * depth
     width = size(hf, "sliding_window")

@@ -94,9 +94,14 @@ def qwen3_moe(hf: Mapping[str, object]) -> ModelConfig:
     """
     bias = facts.flag(hf, "attention_bias", False)
     plain = _dense(hf, "qwen3_moe", qkv_bias=bias, output_bias=bias, qk_norm=True)
+    windows = facts.windows(hf, plain.depth, (True,) * plain.depth)
+    if len(set(windows)) > 1:
+        raise UserError(
+            "config.json mixes kinds in layer_types; one kind is allowed in this architecture; mend it"
+        )
     return replace(
         plain,
-        windows=facts.windows(hf, plain.depth, (True,) * plain.depth),
+        windows=windows,
         experts=_experts(hf, shared_width=0),
         sparse_layers=_sparse(hf, plain.depth),
     )
@@ -121,6 +126,7 @@ def qwen(hf: Mapping[str, object]) -> ModelConfig:
         "torch_dtype",
         "dtype",
         "bf16",
+        "fp32",
         "fp16",
         "bos_token_id",
     )

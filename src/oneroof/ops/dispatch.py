@@ -39,7 +39,7 @@ class Op(Generic[P, R]):
         if (
             fast is None
             or torch.compiler.is_compiling()
-            or (not self._differentiable and _wants_gradient(inputs))
+            or (not self._differentiable and _wants_gradient((*inputs, *options.values())))
         ):
             return self.reference(*inputs, **options)
         result = fast(*inputs, **options)

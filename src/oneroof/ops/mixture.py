@@ -46,7 +46,7 @@ def mixture(
     out = _grouped(hidden, down_EDF, ends)
     back = torch.empty_like(order)
     back[order] = torch.arange(order.shape[0], device=order.device)
-    return torch.einsum("tkd,tk->td", out[back].view(tokens, k, -1), weights_Tk.to(x_TD.dtype))
+    return torch.einsum("tkd,tk->td", out[back].view(tokens, k, x_TD.shape[1]), weights_Tk.to(x_TD.dtype))
 
 
 def _grouped(x_RK: Tensor, weight_ENK: Tensor, ends_E: Tensor) -> Tensor:
