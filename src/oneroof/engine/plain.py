@@ -1,7 +1,8 @@
 """The plain loop: prompts in packed calls, then a token of every running sequence a step, contiguous caches.
 
 It is the readable reference that the paged engine is compared with: no chunks, no sharing, no scheduling but
-"whoever waits joins as soon as there is room". What a sequence gets does not depend on the others, up to the rounding of 16-bit products.
+"whoever waits joins as soon as there is room". What a sequence gets does not depend on the others, up to the
+rounding of 16-bit products.
 """
 
 from __future__ import annotations
