@@ -1,18 +1,20 @@
 #!/bin/sh
 # Makes .venv in this project's folder: torch first, in a step of its own, then oneroof itself (editable).
 # usage: environment.sh core|test     PYTHON names the interpreter, TORCH_INDEX the index to take torch from.
-# A second run returns at once unless pyproject.toml or this script has changed.
+# A second run returns at once unless pyproject.toml or this script has changed, or the folder was moved or copied.
 set -eu
 cd "$(dirname "$0")/.."
 want=${1:-core}
 torch_range='torch>=2.11,<2.16'  # as in pyproject.toml
 cpu_index=https://download.pytorch.org/whl/cpu
 python=.venv/bin/python
+here=$(pwd -P)
 
 fail() { echo "environment: $*" >&2; exit 2; }
 say() { echo "environment: $*" >&2; }
 
-pip() { "$python" -m pip "$@" --disable-pip-version-check --quiet; }
+pip() { "$python" -m pip "$@" --disable-pip-version-check --quiet 2>.venv/pip.log; }
+reason() { echo "$(grep . .venv/pip.log | tail -n 1) (the rest is in .venv/pip.log)"; }
 
 find_python() {
     set -- "${PYTHON:-python3}"
@@ -28,7 +30,7 @@ find_python() {
 }
 
 make_venv() {
-    if [ -x "$python" ] && "$python" -c 'import pip' 2>/dev/null; then return; fi
+    if [ -x "$python" ] && is_ours && "$python" -c 'import pip' 2>/dev/null; then return; fi
     base=$(find_python)
     "$base" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$base has no venv module; it is needed to make .venv; install python3-venv (Debian, Ubuntu)"
@@ -36,10 +38,14 @@ make_venv() {
     "$base" -m venv --clear .venv
 }
 
-has_accelerator() {
-    command -v nvidia-smi >/dev/null 2>&1 || command -v npu-smi >/dev/null 2>&1 ||
-        [ -e /dev/nvidia0 ] || [ -e /dev/davinci0 ]
+# The programs in a copied .venv still start the Python of the old place.
+is_ours() {
+    [ -L .venv ] || [ ! -e .venv/bin/pip ] ||
+        grep -qF -e "$here/.venv/bin/" -e "$(pwd)/.venv/bin/" .venv/bin/pip
 }
+
+# An NPU is none: torch_npu sits on torch for the CPU.
+has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
 
 has_torch() {
     "$python" - 2>/dev/null <<'END'
@@ -53,35 +59,46 @@ install_torch() {
     if has_torch; then return; fi
     if [ -n "${TORCH_INDEX:-}" ]; then
         say "installing torch from $TORCH_INDEX"
-        pip install --index-url "$TORCH_INDEX" "$torch_range"
-    elif has_accelerator; then
-        say "installing torch for this machine's accelerator"
-        pip install "$torch_range"
+        pip install --index-url "$TORCH_INDEX" "$torch_range" ||
+            fail "torch could not be installed from $TORCH_INDEX: $(reason)"
+    elif has_gpu; then
+        say "installing torch for this machine's GPU"
+        pip install "$torch_range" || fail "torch could not be installed: $(reason)"
     else
         say "installing torch for the CPU"
-        pip install --retries 0 --timeout 10 --index-url "$cpu_index" "$torch_range" 2>/dev/null || install_plain_torch
+        pip install --retries 0 --timeout 10 --index-url "$cpu_index" "$torch_range" || install_plain_torch
     fi
 }
 
-# The CPU index could not be reached. The usual index may hold a CPU wheel; what would bring CUDA is refused.
+# The CPU index did not serve. The usual index may hold a CPU wheel; what would bring CUDA is refused.
 install_plain_torch() {
-    plan=$("$python" -m pip install --disable-pip-version-check --dry-run 'torch==2.13.*') ||
-        fail "torch could not be found; an index that has torch 2.11 to 2.15 is needed; try TORCH_INDEX=URL make"
+    first=$(reason)
+    plan=$("$python" -m pip install --disable-pip-version-check --dry-run 'torch==2.13.*' 2>.venv/pip.log) ||
+        fail "torch could not be installed: $(reason); torch 2.11 to 2.15 is needed; try TORCH_INDEX=URL make"
     case $plan in
     *nvidia-* | *cuda-*)
-        fail "$cpu_index cannot be reached and the usual index would install CUDA packages; try TORCH_INDEX=URL make" ;;
+        say "$cpu_index: $first"
+        fail "torch was not installed from $cpu_index and the usual index would add CUDA; try TORCH_INDEX=URL make" ;;
     esac
-    pip install 'torch==2.13.*'
+    pip install 'torch==2.13.*' || fail "torch could not be installed: $(reason)"
 }
 
 install_oneroof() {
     say "installing oneroof ($want)"
-    if [ "$want" = core ]; then pip install --editable .; else pip install --editable ".[$want]"; fi
+    if [ "$want" = core ]; then set -- .; else set -- ".[$want]"; fi
+    pip install --editable "$1" || fail "oneroof could not be installed: $(reason)"
 }
 
-is_done() { [ -f ".venv/oneroof-$1" ] && [ "$(cat ".venv/oneroof-$1")" = "$key" ]; }
+# What is installed is this folder, not one that was linked in by hand since.
+is_linked() {
+    for link in .venv/lib/python*/site-packages/__editable__.oneroof-*.pth; do
+        if [ -e "$link" ] && ! grep -qxF "$here/src" "$link"; then return 1; fi
+    done
+}
 
-key=$(cat pyproject.toml scripts/environment.sh | cksum)
+is_done() { [ -f ".venv/oneroof-$1" ] && [ "$(cat ".venv/oneroof-$1")" = "$key" ] && is_linked; }
+
+key=$({ cat pyproject.toml scripts/environment.sh; echo "$here"; } | cksum)
 make_venv
 if is_done "$want" || { [ "$want" = core ] && is_done test; }; then exit 0; fi
 install_torch

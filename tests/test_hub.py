@@ -5,6 +5,7 @@ asked.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -35,42 +36,67 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         locate(file)
 
 
-def test_an_id_is_downloaded_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
+class Hub:
+    """A stand-in: what a model has there, what lies in the cache, and what was asked for."""
 
-    def snapshot(name: str, *, revision: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, revision=revision, patterns=allow_patterns)
-        return str(tmp_path)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder = folder
+        self.listed: list[str] | Exception = []
+        self.asked: list[tuple[list[str], bool]] = []  # patterns, and whether the cache alone is to be used
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr(huggingface_hub, "model_info", self._model_info)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self._snapshot_download)
 
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["model.safetensors"])
-    assert locate("owner/name", revision="v2") == tmp_path
-    assert asked["name"] == "owner/name" and asked["revision"] == "v2"
-    patterns = asked["patterns"]
-    assert isinstance(patterns, list) and not any(p.endswith((".py", ".bin")) for p in patterns)
+    def _model_info(self, name: str, *, revision: str, timeout: float) -> SimpleNamespace:
+        assert (name, revision) == ("owner/name", "v2") and timeout <= 10
+        if isinstance(self.listed, Exception):
+            raise self.listed
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in self.listed])
 
-
-def test_old_weights_are_fetched_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    def snapshot(name: str, *, revision: str, allow_patterns: list[str]) -> str:
-        seen.extend(allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["pytorch_model.bin"])
-    locate("owner/name")
-    assert "pytorch_model*.bin" in seen
+    def _snapshot_download(
+        self, name: str, *, revision: str, allow_patterns: list[str], local_files_only: bool = False
+    ) -> str:
+        assert (name, revision) == ("owner/name", "v2")
+        self.asked.append((allow_patterns, local_files_only))
+        if not self.folder.exists():
+            raise FileNotFoundError("no copy\nin the cache")
+        return str(self.folder)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise ConnectionError("no route\nto host")
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    return Hub(monkeypatch, tmp_path)
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match="could not be downloaded") as caught:
-        locate("owner/name")
+
+def test_an_id_is_downloaded_without_code(hub: Hub) -> None:
+    hub.listed = ["model.safetensors", "pytorch_model.bin"]
+    assert locate("owner/name", revision="v2") == hub.folder
+    [(patterns, cache)] = hub.asked
+    assert not cache and not any(p.endswith((".py", ".bin")) for p in patterns)
+
+
+def test_old_weights_are_fetched_alone(hub: Hub) -> None:
+    hub.listed = ["pytorch_model.bin"]
+    locate("owner/name", revision="v2")
+    [(patterns, cache)] = hub.asked
+    assert not cache and "pytorch_model*.bin" in patterns
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_without_a_network_a_copy_in_the_cache_will_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, file: str, switch: str
+) -> None:
+    hub.listed = ConnectionError("no route to host")
+    monkeypatch.setenv("HF_HUB_OFFLINE", switch)
+    (hub.folder / file).touch()
+    assert locate("owner/name", revision="v2") == hub.folder
+    assert all(cache for _, cache in hub.asked)  # no second attempt at the network
+    assert ("pytorch_model*.bin" in hub.asked[-1][0]) is file.endswith(".bin")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub) -> None:
+    hub.listed, hub.folder = ConnectionError("no route\nto host"), hub.folder / "none"
+    with pytest.raises(UserError, match=r"could not be downloaded .*no route") as caught:
+        locate("owner/name", revision="v2")
     assert "\n" not in str(caught.value)

@@ -13,9 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 without_accelerator = pytest.mark.skipif(
-    any(shutil.which(name) for name in ("nvidia-smi", "npu-smi"))
-    or any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/davinci0")),
-    reason="this machine has an accelerator",
+    shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists(),
+    reason="this machine has a GPU",
 )
 
 
@@ -53,8 +52,9 @@ def test_the_readme_names_only_commands_that_exist() -> None:
 PIP = """
 echo "$@" >>"$(dirname "$0")/calls"
 case "$*" in
-*--index-url*) exit ${INDEX:-1} ;;
+*--index-url*) echo "ERROR: the index says no" >&2; echo >&2; exit ${INDEX:-1} ;;
 *--dry-run*) echo "Would install $PLAN" ;;
+*--editable*) echo "ERROR: no room is left" >&2; exit ${EDITABLE:-0} ;;
 -) exit 1 ;;
 esac
 """  # stands for .venv/bin/python: no torch is there, indices answer as the test wants
@@ -100,7 +100,8 @@ def test_a_machine_without_a_gpu_gets_no_cuda(tmp_path: Path) -> None:
     script(folder / ".venv" / "bin" / "python", PIP)
     ran = environment(folder, "exit 0", PLAN="torch-2.13.0 nvidia-cublas-12.9")
     assert ran.returncode == 2
-    assert "would install CUDA packages; try TORCH_INDEX=URL" in ran.stderr
+    assert "the usual index would add CUDA; try TORCH_INDEX=URL" in ran.stderr
+    assert "pytorch.org/whl/cpu: ERROR: the index says no (the rest is in .venv/pip.log)\n" in ran.stderr
     assert "--editable" not in calls(folder)
 
 
@@ -122,6 +123,65 @@ def test_an_index_that_is_named_is_the_only_one(tmp_path: Path) -> None:
     assert environment(folder, "exit 0", TORCH_INDEX="https://host/torch", INDEX="0").returncode == 0
     assert "--index-url https://host/torch torch>=2.11,<2.16" in calls(folder)
     assert "download.pytorch.org" not in calls(folder)
+
+
+@without_accelerator
+@pytest.mark.parametrize(
+    ("program", "prints", "gpu"),
+    [
+        ("nvidia-smi", "echo NVIDIA-SMI has failed; exit 9", False),
+        ("nvidia-smi", "echo No devices found.", False),
+        ("npu-smi", "exit 0", False),
+        ("nvidia-smi", "[ $1 = -L ] && echo GPU 0: A card", True),
+    ],
+)
+def test_only_a_gpu_that_answers_gets_cuda(tmp_path: Path, program: str, prints: str, gpu: bool) -> None:
+    folder = tmp_path / "a b"
+    script(folder / ".venv" / "bin" / "python", PIP)
+    script(tmp_path / "bin" / program, prints)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    assert environment(folder, "exit 0", PATH=path, PLAN="", INDEX="0").returncode == 0
+    assert ("download.pytorch.org/whl/cpu" not in calls(folder)) is gpu
+
+
+def test_pips_own_words_say_what_went_wrong(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    script(folder / ".venv" / "bin" / "python", PIP)
+    ran = environment(folder, "exit 0", TORCH_INDEX="https://host/torch")
+    assert ran.returncode == 2
+    assert "could not be installed from https://host/torch: ERROR: the index says no (" in ran.stderr
+    ran = environment(folder, "exit 0", TORCH_INDEX="https://host/torch", INDEX="0", EDITABLE="1")
+    assert ran.returncode == 2
+    assert "environment: oneroof could not be installed: ERROR: no room is left (" in ran.stderr
+    assert not (folder / ".venv" / "oneroof-core").exists()
+
+
+def test_a_folder_that_was_copied_or_moved_is_set_up_anew(tmp_path: Path) -> None:
+    script(tmp_path / "first" / ".venv" / "bin" / "python", PIP)
+    index = {"TORCH_INDEX": "https://host/torch", "INDEX": "0"}
+    assert environment(tmp_path / "first", "exit 0", **index).returncode == 0
+    second = Path(shutil.copytree(tmp_path / "first", tmp_path / "second"))
+    assert environment(second, "exit 0", **index).returncode == 0
+    assert calls(second).count("--editable") == 2
+    script(second / ".venv" / "bin" / "pip", f'exec "{tmp_path}/first/.venv/bin/python" "$@"')
+    venv = f"""case "$*" in *"-m venv --clear .venv")
+        rm -r .venv; mkdir -p .venv/bin; cp "{tmp_path}/first/.venv/bin/python" .venv/bin ;;
+        esac"""
+    ran = environment(second, venv, **index)
+    assert ran.returncode == 0 and "making .venv" in ran.stderr
+    assert calls(second).count("--editable") == 1
+    assert environment(second, "exit 1").returncode == 0  # now it is its own, and done
+
+
+def test_another_folders_oneroof_in_the_environment_is_replaced(tmp_path: Path) -> None:
+    script(tmp_path / ".venv" / "bin" / "python", PIP)
+    index = {"TORCH_INDEX": "https://host/torch", "INDEX": "0"}
+    link = tmp_path / ".venv/lib/python3.12/site-packages/__editable__.oneroof-0.1.0.pth"
+    link.parent.mkdir(parents=True)
+    for place, times in ((tmp_path, 1), (tmp_path, 1), (tmp_path / "other", 2)):
+        link.write_text(f"{place.resolve()}/src\n")
+        assert environment(tmp_path, "exit 0", **index).returncode == 0
+        assert calls(tmp_path).count("--editable") == times
 
 
 def test_the_script_and_the_project_admit_the_same_torch() -> None:

@@ -5,10 +5,12 @@ Nothing is fetched unless the word is an id, and then weights, configs and token
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
+from oneroof import log
 from oneroof.errors import UserError
 
 DEMO = Path(__file__).parent / "demo_model"
@@ -22,6 +24,8 @@ _WANTED = [
     "*.jinja",
     "pytorch_model*.bin",
 ]
+_MODERN = _WANTED[:-1]
+_PATIENCE = 10.0  # s that the hub may take to list a model's files
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -44,12 +48,20 @@ def locate(model: str | Path, *, revision: str = "main", hub: str = "huggingface
 
 
 def _huggingface(word: str, revision: str) -> Path:
-    import huggingface_hub
+    from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(word, revision=revision, allow_patterns=_chosen(word, revision))
-        )
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            return _cached(word, revision)
+        try:
+            wanted = _chosen(word, revision)
+        except Exception:  # no network, most often: a copy in the cache will do
+            with contextlib.suppress(Exception):
+                folder = _cached(word, revision)
+                log.warning(f"{word}: the hub does not answer; taken is the copy in its cache")
+                return folder
+            raise
+        return Path(snapshot_download(word, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the library raises a dozen kinds: offline, unknown, gated, full disk
         raise UserError(
             f"{word} could not be downloaded ({error}); a folder is allowed too; check name and network"
@@ -57,14 +69,24 @@ def _huggingface(word: str, revision: str) -> Path:
 
 
 def _chosen(word: str, revision: str) -> list[str]:
-    """Patterns to fetch: `.bin` files only where the repository has no safetensors."""
-    import huggingface_hub
+    """Patterns to fetch: `.bin` files only where the repository has no safetensors. One request."""
+    from huggingface_hub import model_info
 
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        return _WANTED
-    files = huggingface_hub.list_repo_files(word, revision=revision)
-    modern = any(name.endswith(".safetensors") for name in files)
-    return _WANTED[:-1] if modern else _WANTED
+    files = model_info(word, revision=revision, timeout=_PATIENCE).siblings or []
+    return _MODERN if any(file.rfilename.endswith(".safetensors") for file in files) else _WANTED
+
+
+def _cached(word: str, revision: str) -> Path:
+    """What was downloaded before. New clients refuse a copy that lacks a file of the patterns."""
+    from huggingface_hub import snapshot_download
+
+    with contextlib.suppress(Exception):
+        folder = Path(
+            snapshot_download(word, revision=revision, allow_patterns=_MODERN, local_files_only=True)
+        )
+        if any(folder.glob("*.safetensors")):
+            return folder
+    return Path(snapshot_download(word, revision=revision, allow_patterns=_WANTED, local_files_only=True))
 
 
 def _modelscope(word: str, revision: str) -> Path:

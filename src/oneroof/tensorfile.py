@@ -90,8 +90,7 @@ class TensorFile:
             raise UserError(
                 f"{path} cannot be read ({error.strerror}); check the path and its permissions"
             ) from None
-        metadata = header.pop("__metadata__", {})
-        self.metadata = metadata if isinstance(metadata, dict) else {}
+        header.pop("__metadata__", None)
         self._spans = _spans(header, path, size - self._start)
         self.specs = {name: spec for name, (spec, _) in self._spans.items()}  # in file order
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_qwen_1_keeps_its_own_form(checkpoint: Checkpoint, tmp_path: Path) -> No
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], x) for name, x in want.items())
     assert (tmp_path / "out" / "qwen.tiktoken").exists()
-    assert read_config(tmp_path / "out") == read_config(folder)
+    assert read_config(tmp_path / "out") == replace(read_config(folder), dtype="bfloat16")
 
 
 def test_what_is_left_out_is_said(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -161,12 +162,23 @@ def test_remote_code_is_copied_but_not_named_where_it_is_missing(
 
 def test_only_what_belongs_to_a_checkpoint_is_copied(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint("qwen2", files="bin"), tmp_path / "in"))
-    for name in ("LICENSE", "chat_template.jinja", "optimizer.pt", "training_args.bin", ".gitattributes"):
+    more = "additional_chat_templates/tool_use.jinja"
+    (folder / more).parent.mkdir()
+    for name in (
+        "LICENSE",
+        "chat_template.jinja",
+        more,
+        "optimizer.pt",
+        "training_args.bin",
+        ".gitattributes",
+    ):
         (folder / name).write_text(name)
     convert(folder, tmp_path / "out")
     there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / more).read_text() == more
     assert there == {
         "LICENSE",
+        "additional_chat_templates",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -239,7 +251,8 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
         with pytest.raises(UserError, match=r"needs 0\.0 GB, 0\.0 GB are free"):
-            convert(checkpoint("qwen2"), tmp_path / "out")
+            convert(checkpoint("qwen2"), tmp_path / "some" / "where" / "out")
+    assert list(tmp_path.iterdir()) == []
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -247,8 +260,17 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
     with monkeypatch.context() as patch:
         patch.setattr(huggingface, "sync", full)
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
-            convert(checkpoint("qwen2"), tmp_path / "out")
+            convert(checkpoint("qwen2"), tmp_path / "some" / "where" / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_out_that_is_a_link_is_written_where_it_points(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    for name in ("empty", "absent"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+        convert(checkpoint("qwen2"), tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "disk" / name / "config.json").exists()
 
 
 def test_an_interruption_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -325,5 +347,6 @@ def test_converting_needs_one_tensor_and_its_cast(checkpoint: Checkpoint, tmp_pa
     largest = 8000 * 512 * 4  # bytes; the whole is 15 of them
     run = [sys.executable, "-c", PEAK, str(checkpoint("qwen2")), str(large), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(oneroof.__file__).parents[1])}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once
     done = subprocess.run(run, check=True, capture_output=True, text=True, env=environment)
-    assert int(done.stdout) < 2.5 * largest  # a cast is half of one; malloc keeps some
+    assert int(done.stdout) < 2 * largest  # a cast is half of one

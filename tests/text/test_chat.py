@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from oneroof.errors import UserError
 from oneroof.text.chat import ChatTemplate, load_template
+from oneroof.text.shield import Shield
+from oneroof.text.template import Template
 from oneroof.text.tokenizer import Tokenizer, load_tokenizer
 
 TOOLS = [
@@ -28,6 +30,7 @@ TOOLS = [
                 "properties": {
                     "place": {"type": "string", "description": "市 or village"},
                     "unit": {"type": "string", "enum": ["C", "F"], "default": "C"},
+                    "marks": {"type": "array", "items": {"type": "string"}, "default": ["<", "x"]},
                 },
                 "required": ["place"],
             },
@@ -35,6 +38,10 @@ TOOLS = [
     }
 ]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "北京", "days": 2}}}
+SPECIAL_CALL = {
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"place": ["<|im_end|>", "<"]}},
+}
 USER = {"role": "user", "content": "How is the weather in 北京?"}
 SYSTEM = {"role": "system", "content": "You are terse.\n"}
 ASKED = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}
@@ -55,6 +62,19 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         USER,
         REPLY,
         {"role": "user", "content": "<tool_response>\n1\n</tool_response>"},
+    ],
+    "lists": [
+        USER,
+        {
+            **ASKED,
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"<": ["a <"]}}}],
+        },
+        {"role": "tool", "content": {"html": "a <", "'<": ["<", "\\<", "<\n"]}},
+    ],
+    "special tokens": [
+        {"role": "user", "content": "<|im_end|>"},
+        {"role": "assistant", "content": "", "tool_calls": [SPECIAL_CALL]},
+        {"role": "tool", "content": {"a": ["<|im_end|>", {"<|im_start|>": "<|im_"}]}},
     ],
     "odd": [
         {"role": "user", "content": "  a\u0301 <b> & 'q' \\ \n\n\n"},
@@ -120,7 +140,8 @@ def _agrees(ours: ChatTemplate, reference: Any, source: str | None = None) -> in
                         continue
                     rendered += 1
                     assert ours.text(messages, **asked) == expected[0]
-                    assert ours.tokens(messages, **asked) == expected[1]
+                    if messages is not CONVERSATIONS["special tokens"]:  # those stay plain text here
+                        assert ours.tokens(messages, **asked) == expected[1]
     return rendered
 
 
@@ -217,9 +238,31 @@ def test_no_content_changes_what_is_special(
     assert ids[1 : 1 + len(plain)] == plain  # as if the content had been tokenised by itself
 
 
-def test_private_characters_of_a_user_stay(template: ChatTemplate) -> None:
-    content = "\U000f0000<|im_end|>\U000f0001"
-    assert f"\n{content}<" in template.text([{"role": "user", "content": content}])
+def test_rare_characters_of_a_user_stay_and_so_do_their_escapes(template: ChatTemplate) -> None:
+    for content in ("\U00020000<|im_end|>\U00020001", r"\ud840\udc00<|im_end|>\U00020001 <|im_start|>\x02 <"):
+        assert f"\n{content}<" in template.text([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize(
+    "printed", ["m", "'%r' % m", "'%a' % m", "m | tojson(ensure_ascii=true)", "m | tojson | tojson"]
+)
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from([*"<|a\\'\"\x02\U00020000", "\\u", "0002", "<|im_end|>", "<|im_"])).map(
+            "".join
+        )
+    )
+)
+def test_however_a_template_prints_a_list_it_says_what_the_user_wrote(
+    tokenizer: Tokenizer, printed: str, texts: list[str]
+) -> None:
+    source = "<|im_start|>{% set m = messages[0].content %}{{ " + printed + " }}"
+    covered = Shield(tokenizer.special).cover({"messages": [{"role": "user", "content": texts}]}, source)
+    made, plain = (
+        "".join(part.text for part in covered.segments(Template(source, "t").render(value)))
+        for value in (covered.value, {"messages": [{"content": texts}]})
+    )
+    assert made == plain
 
 
 def test_added_tokens_that_are_not_special_stay_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> None:

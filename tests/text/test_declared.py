@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from oneroof.text.declared import read_declared
 from oneroof.text.tokenizer import load_tokenizer
 
-TEXT = "yes<think>no</think> <|im_end|><|pad|> <extra> <|endoftext|>"
+TEXT = "yes<think>no <think> no</think> <|im_end|><|pad|> <extra> <|endoftext|>"
 PAD = vocabularies.ENDOFTEXT + 1
 
 
@@ -60,6 +60,28 @@ def test_flags_of_the_config_win(tmp_path: Path, special: bool) -> None:
     _put(tmp_path, "tokenizer_config.json", config)
     _agree(tmp_path)
     assert ("<think>" in load_tokenizer(tmp_path).special) is special
+
+
+@pytest.mark.parametrize("key", ["eos_token", "additional_special_tokens", "extra_special_tokens"])
+@pytest.mark.parametrize("flags", [{"special": False}, {"special": True, "lstrip": True, "normalized": True}])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_token_with_a_role_is_special_whatever_its_flags(
+    tmp_path: Path, key: str, flags: dict[str, bool], listed: bool
+) -> None:
+    vocabularies.write_json(tmp_path)
+    config, tokenizer = (
+        json.loads((tmp_path / name).read_text()) for name in ("tokenizer_config.json", "tokenizer.json")
+    )
+    for entry in (*config["added_tokens_decoder"].values(), *tokenizer["added_tokens"]):
+        if entry["content"] == "<think>":
+            entry.update(flags)
+    config[key] = "<think>" if key == "eos_token" else ["<think>"]
+    if not listed:
+        del config["added_tokens_decoder"]
+    _put(tmp_path, "tokenizer_config.json", config)
+    _put(tmp_path, "tokenizer.json", tokenizer)
+    _agree(tmp_path)
+    assert "<think>" in load_tokenizer(tmp_path).special
 
 
 def test_a_folder_without_side_files_has_its_end_of_text(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def _put(name: str, content: str) -> Write:
         ("json", _cut("tokenizer.json", 3000), "tokenizer.json"),
         ("json", _put("tokenizer.json", "{}"), "tokenizer.json"),
         ("json", _put("tokenizer.json", ""), "tokenizer.json"),
-        ("json", _put("tokenizer_config.json", "[1]"), "not a JSON object"),
+        ("json", _put("tokenizer_config.json", "[1]"), "holds a list"),
         ("json", _cut("tokenizer_config.json", 100), "tokenizer_config.json"),
         (
             "json",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from conftest import Checkpoint
 from safetensors.torch import save_file
 
+import oneroof
 from oneroof.errors import UserError
 from oneroof.weights.stored import StoredWeights
 
@@ -135,9 +139,12 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_torn_bin_is_one_clear_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    whole = (checkpoint("qwen2", files="bin") / "pytorch_model.bin").read_bytes()
-    for length in (0, 1, 4, 100, len(whole) // 2, len(whole) - 1):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torn_bin_is_one_clear_line(tmp_path: Path, zipped: bool) -> None:
+    state = {name: torch.ones(300) for name in "abc"}
+    torch.save(state, tmp_path / "whole", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole").read_bytes()
+    for length in (*range(30), *range(30, len(whole), 53), len(whole) - 1):
         (tmp_path / "pytorch_model.bin").write_bytes(whole[:length])
         with pytest.raises(UserError, match="cannot be read as weights") as caught:
             StoredWeights(tmp_path)
@@ -164,3 +171,32 @@ def test_bins_of_old_and_new_torch_with_shared_and_strided_tensors(tmp_path: Pat
         stored.release(name)
     assert torch.equal(stored.read("b"), base)
     assert not stored.read("p").requires_grad
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import torch
+from oneroof.weights.stored import StoredWeights
+
+status = lambda key: int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+torch.save({"x": torch.ones(9)}, sys.argv[1] + "/warm", _use_new_zipfile_serialization=False)
+torch.load(sys.argv[1] + "/warm", weights_only=True).popitem()[1].sum()
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+stored = StoredWeights(Path(sys.argv[1]))
+assert [float(stored.read(name).sum()) for name in stored.specs] == [i * 4e6 for i in range(5)]
+print((status("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+def test_of_old_bins_one_is_in_memory(tmp_path: Path) -> None:
+    for i in range(5):
+        path = tmp_path / f"pytorch_model-0000{i + 1}-of-00005.bin"
+        torch.save({f"{i}": torch.full((4_000_000,), float(i))}, path, _use_new_zipfile_serialization=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(oneroof.__file__).parents[1])}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once
+    run = [sys.executable, "-c", PEAK, str(tmp_path)]
+    done = subprocess.run(run, check=True, capture_output=True, text=True, env=environment)
+    assert int(done.stdout) < 2 * 16_000_000  # of five files, one

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from oneroof.errors import UserError
-from oneroof.text.huggingface import SPLIT
+from oneroof.text.huggingface import SPLIT, byte_alphabet
 from oneroof.text.ranks import SPECIAL
 
 
@@ -34,7 +34,7 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def tokenizer_json(ranks: Mapping[bytes, int], specials: Sequence[str] = SPECIAL) -> dict[str, object]:
     """What `tokenizer.json` holds for `ranks` and the special tokens, which get the ids behind them."""
-    letters = _letters()
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
@@ -81,10 +81,3 @@ def _pieces(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> list[bytes]:
 
 def _spell(token: bytes, letters: Mapping[int, str]) -> str:
     return "".join(letters[b] for b in token)
-
-
-def _letters() -> dict[int, str]:
-    """The printable letter that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in plain]
-    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}

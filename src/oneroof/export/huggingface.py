@@ -29,6 +29,7 @@ from oneroof.tensorfile import Report, Spec, sync, write_text
 from oneroof.weights.load import FLOATS, place, reason_left_out
 from oneroof.weights.names import Names, Part
 from oneroof.weights.save import SHARD, stream
+from oneroof.weights.settle import HEAD, settle
 from oneroof.weights.stored import StoredWeights
 
 # What belongs to a checkpoint beside weights and config. Python files are copied, never run.
@@ -43,6 +44,7 @@ BESIDE = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
@@ -139,9 +141,13 @@ def _module(name: object) -> str:
 
 def _open(folder: Path) -> _Source:
     hf = read_keys(folder)
-    family, config, stored = family_of(hf), read_facts(hf), StoredWeights(folder)
+    family, stored = family_of(hf), StoredWeights(folder)
     names = Names(family.renames, family.ignored)
-    head = config.tied_head or any(name.endswith("lm_head.weight") for name in stored.specs)
+    told = read_facts(hf)
+    config = settle(told, stored, names)
+    if config.tied_head != told.tied_head:
+        hf = hf | {"tie_word_embeddings": config.tied_head}
+    head = config.tied_head or HEAD in stored.specs
     targets = Decoder(config, device="meta", head=head).tensors()  # shapes alone
     places = place(stored.specs, names, targets, folder, tied=config.tied_head)
     parts = {part.ours: (name, part) for name, found in places.items() for part in found}
@@ -214,21 +220,23 @@ def _appearing(out: Path, size: int) -> Iterator[Path]:
 
     `size`: bytes that must fit. One that a killed attempt left is cleared; a lock keeps two attempts apart.
     """
-    out = out.expanduser().absolute()
+    out = Path(os.path.realpath(out.expanduser()))  # where a link points to
     part = out.parent / f".{out.name}.part"
+    absent: list[Path] = []
     try:
+        absent = [folder for folder in part.parents if not folder.exists()]
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"{out} is there already; a new or an empty folder is allowed; choose another")
         part.mkdir(parents=True, exist_ok=True)
         with _locked(part):
-            for old in part.iterdir():
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-            free = shutil.disk_usage(part).free
-            if free < size:
-                raise UserError(
-                    f"{out} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; make room"
-                )
             try:
+                for old in part.iterdir():
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+                free = shutil.disk_usage(part).free
+                if free < size:
+                    raise UserError(
+                        f"{out} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; make room"
+                    )
                 yield part
                 for path in (*part.rglob("*"), part):
                     sync(path)
@@ -240,6 +248,10 @@ def _appearing(out: Path, size: int) -> Iterator[Path]:
         raise UserError(
             f"{out} cannot be written ({error.strerror}); choose a folder with room and write access"
         ) from error
+    finally:
+        for folder in absent:
+            with contextlib.suppress(OSError):  # it is not empty where all went well
+                folder.rmdir()
 
 
 @contextlib.contextmanager

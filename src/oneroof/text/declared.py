@@ -50,7 +50,7 @@ def read_declared(folder: Path) -> Declared:
     extra = [text for key in _EXTRA for text in _texts(named.get(key))]
     special = [*_in_order(roles), *extra]
     if listed is not None:
-        tokens = _from_decoder(listed, folder)
+        tokens = _from_decoder(listed, set(special), folder)
     else:
         tokens = _from_map(read_object(folder / "added_tokens.json"), set(special), folder)
     known = {token.text for token in tokens}
@@ -83,14 +83,17 @@ def _texts(value: object) -> list[str]:
     return [text for item in items if (text := _text(item)) is not None]
 
 
-def _from_decoder(listed: object, folder: Path) -> list[AddedToken]:
-    """`added_tokens_decoder`: id -> the token with its flags."""
+def _from_decoder(listed: object, named: set[str], folder: Path) -> list[AddedToken]:
+    """`added_tokens_decoder`: id -> the token with its flags; one that a role or a list names is special."""
     if not isinstance(listed, dict):
         raise _broken(folder, "tokenizer_config.json", "added_tokens_decoder")
     tokens = []
     for number, entry in listed.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not number.isdecimal():
             raise _broken(folder, "tokenizer_config.json", f"added_tokens_decoder[{number}]")
+        if entry["content"] in named:
+            tokens.append(AddedToken(text=entry["content"], id=int(number), special=True))
+            continue
         special = bool(entry.get("special", False))
         tokens.append(
             AddedToken(

@@ -127,7 +127,8 @@ def _vocabulary(tokenizer: tokenizers.Tokenizer, declared: Declared, path: Path)
 def _declare(tokenizer: tokenizers.Tokenizer, declared: Declared, path: Path) -> None:
     """Adds what the side files declare. Raises `UserError` where a token then has another id than declared.
 
-    Where `added_tokens_decoder` and the tokenizer disagree on a token's flags, transformers takes the former.
+    Where `added_tokens_decoder` and the tokenizer disagree on a token's flags, transformers takes the former;
+    a token with a role is special whatever they say.
     """
     present = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     decides = "added_tokens_decoder" in declared.config
@@ -135,7 +136,7 @@ def _declare(tokenizer: tokenizers.Tokenizer, declared: Declared, path: Path) ->
         flags = {name: getattr(token, name) for name in _FLAGS}
         there = present.get(token.text)
         differs = there is not None and any(getattr(there, name) != flag for name, flag in flags.items())
-        if there is None or (decides and token.id is not None and differs):
+        if there is None or (differs and (decides or token.special)):
             tokenizer.add_tokens([tokenizers.AddedToken(token.text, **flags)])
         found = tokenizer.token_to_id(token.text)
         if token.id is not None and found != token.id:
@@ -176,7 +177,7 @@ def _bytes_of(
 
 
 def _from_byte_level() -> Callable[[str], bytes]:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
 
     def spell(token: str) -> bytes:
         known = all(character in alphabet for character in token)
@@ -185,7 +186,7 @@ def _from_byte_level() -> Callable[[str], bytes]:
     return spell
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The character that stands for each byte in a byte-level vocabulary.
 
     Printable Latin-1 stands for itself, the other 68 bytes are U+0100 and up, in order: the table of GPT-2.

@@ -1,19 +1,28 @@
 """Keeps special tokens that a user wrote from becoming special, whatever a chat template does with the text.
 
-Before rendering, every such spelling in the input is replaced by one private character that the input and the
-template do not use; afterwards it is put back and read as plain text. Templates look at `<think>` or
-`<tool_response>` in messages: those are not special in the checkpoints, and stay as they are.
+Before rendering, every such spelling in the input is replaced by one rare Chinese character that the input
+and the template do not use; afterwards it is put back, also where JSON or Python has escaped it, and read as
+plain text. Templates look at `<think>` or `<tool_response>` in messages: those are not special in the
+checkpoints, and stay as they are.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from oneroof.errors import UserError
 from oneroof.text.conversation import Segment
 
-_PRIVATE = re.compile("[\U000f0000-\U000ffffd]")
+# Extension B of the Chinese characters: letters, which `repr` prints as they are, and without case. Then the
+# two ways in which JSON and Python spell them in ASCII; backslashes are doubled in a string within a string.
+_RARE = range(0x20000, 0x2A6D7)
+_SPELT = re.compile(
+    r"(?P<letter>[\U00020000-\U0002a6d6])|(?<!\\)(?P<slashes>\\++)"
+    r"(?:u(?P<high>d8[4-6][0-9a-f])\\++u(?P<low>d[c-f][0-9a-f]{2})|U(?P<code>0002[0-9a-f]{4}))"
+)
 
 
 class Shield:
@@ -30,13 +39,15 @@ class Shield:
         strings = list(_strings(value))
         if not any(self._spelt.search(text) or self._tail(text) for text in strings):
             return Covered(value, {}, self._spelt)
-        used = {character for text in (source, *strings) for character in _PRIVATE.findall(text)}
-        free = (character for code in range(0xF0000, 0xFFFFE) if (character := chr(code)) not in used)
+        used = {_letter(match) for text in (source, *strings) for match in _SPELT.finditer(text)}
+        free = (character for code in _RARE if (character := chr(code)) not in used)
         stand_ins: dict[str, str] = {}
 
         def stand_in(text: str) -> str:
             if text not in stand_ins:
-                stand_ins[text] = next(free)
+                stand_ins[text] = next(free, "")
+            if not stand_ins[text]:
+                raise UserError("the conversation uses every rare Chinese character there is; leave some out")
             return stand_ins[text]
 
         def covered(text: str) -> str:
@@ -60,7 +71,7 @@ class Covered:
     """Input for a template, and the way back."""
 
     value: object
-    stand_ins: dict[str, str]  # private character -> what it stands for
+    stand_ins: dict[str, str]  # rare character -> what it stands for
     spelt: re.Pattern[str]  # special tokens
 
     def segments(self, rendered: str) -> list[Segment]:
@@ -77,7 +88,26 @@ class Covered:
         return [part for part in parts if part.text]
 
     def _restored(self, text: str) -> str:
-        return _PRIVATE.sub(lambda match: self.stand_ins.get(match[0], match[0]), text)
+        return _SPELT.sub(self._meant, text)
+
+    def _meant(self, match: re.Match[str]) -> str:
+        """What was covered, spelt as its stand-in is."""
+        text = self.stand_ins.get(_letter(match))
+        if text is None or match["letter"]:
+            return match[0] if text is None else text
+        before = len(match["slashes"])
+        own = before & -before  # 1, 2, 4: one more doubling each; those before stand for slashes of the text
+        escaped = json.dumps(text) if match["high"] else ascii(text)
+        return "\\" * (before - own) + escaped[1:-1].replace("\\", "\\" * own)
+
+
+def _letter(match: re.Match[str]) -> str:
+    """The character that a match of `_SPELT` spells."""
+    if match["letter"]:
+        return match["letter"]
+    if match["high"]:
+        return chr(0x10000 + ((int(match["high"], 16) & 0x3FF) << 10) + (int(match["low"], 16) & 0x3FF))
+    return chr(int(match["code"], 16))
 
 
 def _strings(value: object) -> Iterator[str]:

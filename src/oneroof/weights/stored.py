@@ -1,7 +1,8 @@
 """The weights of a checkpoint folder, whatever holds them: a safetensors file, shards, torch's `.bin` files.
 
 Every file is found and every header checked before a tensor is read. `.bin` files are read with
-`weights_only`: one that needs more of pickle is refused, and none of its code runs.
+`weights_only`: one that needs more of pickle is refused, and none of its code runs. The layout of torch
+before 1.6 cannot be mapped: of those files, one at a time is in memory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import mmap
 import pickle
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,10 +31,14 @@ class StoredWeights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         paths, index = _find(folder)
-        self._files: dict[str, TensorFile | _Pickled] = {}
+        self._files: dict[str, TensorFile | _Pickled | _Old] = {}
+        old = _OldFile()
         self.specs: dict[str, Spec] = {}  # in the order they lie in the files
         for path in paths:
-            file = TensorFile(path) if path.suffix == ".safetensors" else _Pickled(path)
+            if path.suffix == ".safetensors":
+                file: TensorFile | _Pickled | _Old = TensorFile(path)
+            else:
+                file = _Pickled(path) if _is_zip(path) else _Old(path, old)
             for name, spec in file.specs.items():
                 if index.get(name, path.name) != path.name:
                     continue
@@ -63,10 +69,10 @@ class _Pickled:
     def __init__(self, path: Path) -> None:
         self._tensors = dict(_entries(path))
         self._mapped = _mapped(path)
-        self.specs = {name: Spec(name, x.dtype, tuple(x.shape)) for name, x in self._tensors.items()}
+        self.specs = _specs(self._tensors)
 
     def read(self, name: str) -> Tensor:
-        """The tensor, a view of the file where its layout allows that."""
+        """The tensor, a view of the file."""
         return self._tensors[name]
 
     def release(self, name: str) -> None:
@@ -78,6 +84,42 @@ class _Pickled:
             ctypes.CDLL(None).madvise(
                 ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED
             )
+
+
+class _Old:
+    """A `.bin` file that cannot be mapped: read for its names, and again when a tensor is asked for."""
+
+    def __init__(self, path: Path, file: _OldFile) -> None:
+        self._path = path
+        self._file = file
+        self.specs = _specs(file.tensors(path))
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, in memory."""
+        return self._file.tensors(self._path)[name]
+
+    def release(self, name: str) -> None:
+        """Nothing: its memory goes when the next file is read."""
+
+
+class _OldFile:
+    """The one such file that is in memory."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def tensors(self, path: Path) -> dict[str, Tensor]:
+        """Those of `path`, which takes the place of the one before."""
+        if path != self._path:
+            self._path, self._tensors = None, {}  # gone before the next comes
+            self._tensors = dict(_entries(path))
+            self._path = path
+        return self._tensors
+
+
+def _specs(tensors: dict[str, Tensor]) -> dict[str, Spec]:
+    return {name: Spec(name, x.dtype, tuple(x.shape)) for name, x in tensors.items()}
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -95,10 +137,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _unpickle(path: Path) -> object:
-    broken = f"{path} cannot be read as weights"
+    broken, zipped = f"{path} cannot be read as weights", _is_zip(path)
     try:
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"  # the older layout is no zip and cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
         raise UserError(
@@ -106,9 +146,31 @@ def _unpickle(path: Path) -> object:
         ) from None
     except OSError as error:
         raise UserError(f"{broken} ({error.strerror}); check the path and its permissions") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except _TORN as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{broken} ({first[:120]}); it is torn or no torch file; fetch it again") from None
+
+
+_TORN = (  # what torch.load raises where a file ends early or is another's
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read as weights ({error.strerror}); check the path and its permissions"
+        ) from None
 
 
 def _mapped(path: Path) -> list[tuple[int, int]]:
