@@ -53,6 +53,17 @@ def test_mixture_equals_the_loop_over_tokens(tokens: int, width: int) -> None:
     torch.testing.assert_close(ops.mixture(x, weights, chosen, gate_up, down), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_mixture_in_16_bits_is_near_float32(tokens: int) -> None:
+    gate_up, down = torch.randn(6, 32, 8).bfloat16(), torch.randn(6, 8, 16).bfloat16()
+    x, weights = torch.randn(tokens, 8).bfloat16(), torch.rand(tokens, 2)
+    chosen = torch.stack([torch.randint(0, 3, (tokens,)), torch.randint(3, 6, (tokens,))], 1)
+    expected = ops.mixture(x.float(), weights, chosen, gate_up.float(), down.float())
+    found = ops.mixture(x, weights, chosen, gate_up, down)
+    assert found.dtype == torch.bfloat16 and found.shape == (tokens, 8)
+    assert (found.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
 @pytest.mark.parametrize("width", [3, 16])
 def test_mixture_has_gradients_where_an_expert_is_idle(width: int) -> None:
     gate_up = torch.randn(4, 2 * width, 8, requires_grad=True)
