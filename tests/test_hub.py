@@ -4,6 +4,7 @@ asked.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,3 +101,23 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub) -> None:
     with pytest.raises(UserError, match=r"could not be downloaded .*no route") as caught:
         locate("owner/name", revision="v2")
     assert "\n" not in str(caught.value)
+
+
+def test_modelscope_by_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for its library: the default branch bears another name there."""
+    asked: list[str] = []
+
+    def snapshot(name: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.extend((name, revision))
+        assert not any(pattern.endswith(".py") for pattern in allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot))
+    assert locate("owner/name", hub="modelscope") == tmp_path
+    assert asked == ["owner/name", "master"]
+
+
+def test_modelscope_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(UserError, match="pip install modelscope"):
+        locate("owner/name", hub="modelscope")
