@@ -28,3 +28,11 @@ def test_alphas_reach_every_token_of_their_sequence() -> None:
 def test_nothing_cannot_be_packed(sequences: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         pack(sequences)
+
+
+def test_padding_and_the_way_back() -> None:
+    batch = pack([[7, 8, 9], [5], [3, 4]])
+    assert batch.padded_rows.tolist() == [[0, 1, 2], [3, 3, 3], [4, 5, 4]]
+    padded = batch.tokens[batch.padded_rows]
+    assert padded.flatten()[batch.packed_places].tolist() == batch.tokens.tolist()
+    assert batch.padded_rows is batch.padded_rows  # made once for all layers

@@ -19,7 +19,6 @@ def _as_before() -> Iterator[None]:
     yield
     logger.setLevel(level)
     logger.propagate = propagate
-    log.warn_once.cache_clear()
 
 
 class Terminal(io.StringIO):
@@ -39,13 +38,6 @@ def test_starting_again_changes_the_level_and_says_nothing_twice(capsys: pytest.
     log.start("warning")
     log.info("chosen")
     log.warning("odd")
-    assert capsys.readouterr().err == "oneroof: odd\n"
-
-
-def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    log.start()
-    log.warn_once("odd")
-    log.warn_once("odd")
     assert capsys.readouterr().err == "oneroof: odd\n"
 
 

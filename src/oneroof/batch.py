@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,21 @@ class Batch:
     def last_rows(self) -> Tensor:
         """[S] the row of each sequence's newest token."""
         return self.bounds[1:].long() - 1
+
+    @cached_property
+    def padded_rows(self) -> Tensor:
+        """[S, max(counts)] each padded place's row; past a sequence's end, its own first row."""
+        columns = torch.arange(max(self.counts), device=self.bounds.device)
+        starts, counts = self.bounds[:-1].long()[:, None], self.bounds.diff().long()[:, None]
+        return starts + torch.where(columns < counts, columns, 0)
+
+    @cached_property
+    def packed_places(self) -> Tensor:
+        """[T] the place of each row in the padded batch, its sequences end to end: the way back."""
+        counts = self.bounds.diff().long()
+        longest = max(self.counts)
+        gaps = torch.arange(len(self.counts), device=counts.device) * longest - self.bounds[:-1].long()
+        return torch.arange(self.tokens.shape[0], device=counts.device) + gaps.repeat_interleave(counts)
 
 
 def pack(

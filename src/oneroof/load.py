@@ -21,7 +21,6 @@ from oneroof.hub import locate
 from oneroof.jsonfile import read_object
 from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
-from oneroof.models.family import Family
 from oneroof.models.init import initialize
 from oneroof.models.sizes import sizes
 from oneroof.names import Ignored
@@ -113,32 +112,31 @@ def load(
     dropped: tuple[Ignored, ...] = ()
     if layers is not None:
         config, dropped = _first_layers(config, layers)
-    head = True
-    if not random_weights:
-        config, head = _settled(config, folder, family)
+    stored = None if random_weights else StoredWeights(folder)
+    names = Names(family.renames, (*family.ignored, *dropped))
+    if stored is not None:
+        config = _settled(config, stored, names)
+    head = stored is None or config.tied_head or HEAD in stored.specs
     place = devices.resolve(device)
     number = devices.resolve_dtype(dtype, "float32" if config.dtype == "stored" else config.dtype, place)
     _check_memory(config, number, place, head)
     decoder = Decoder(config, dtype=number, device=place, head=head)
-    if random_weights:
+    if stored is None:
         initialize(decoder, seed)
     else:
-        ignored = (*family.ignored, *dropped)
-        fill(decoder.tensors(), folder, family.renames, ignored, tied=config.tied_head, report=progress)
+        fill(decoder.tensors(), stored, names, tied=config.tied_head, report=progress)
     decoder.eval().requires_grad_(False)
     return Loaded(config, decoder, tokenizer, template, generation, folder)
 
 
-def _settled(config: ModelConfig, folder: Path, family: Family) -> tuple[ModelConfig, bool]:
-    """The config with what the tensors tell, and whether there is a head."""
-    stored = StoredWeights(folder)
-    settled = settle(config, stored, Names(family.renames, family.ignored))
+def _settled(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelConfig:
+    """The config with what the tensors tell, and a word about what the user may not expect."""
+    settled = settle(config, stored, names)
     if settled.tied_head != config.tied_head:
-        log.warning(f"{folder} says that its head is tied and stores another; the stored one is used")
-    head = settled.tied_head or HEAD in stored.specs
-    if not head:
-        log.warning(f"{folder} has no {HEAD}: it gives embeddings, no text")
-    return settled, head
+        log.warning(f"{stored.folder} says that its head is tied and stores another; the stored one is used")
+    if not settled.tied_head and HEAD not in stored.specs:
+        log.warning(f"{stored.folder} has no {HEAD}: it gives embeddings, no text")
+    return settled
 
 
 def _check_memory(config: ModelConfig, dtype: torch.dtype, place: torch.device, head: bool) -> None:

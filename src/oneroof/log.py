@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
 
 _LOGGER = logging.getLogger("oneroof")
 _WIPE = "\r\x1b[K"  # back to the start of a terminal's line, and clear it
@@ -37,12 +36,6 @@ def info(message: str) -> None:
 
 def warning(message: str) -> None:
     """Something that the user may not have meant."""
-    _LOGGER.warning(message)
-
-
-@cache
-def warn_once(message: str) -> None:
-    """A warning that is said a single time in the life of the process."""
     _LOGGER.warning(message)
 
 

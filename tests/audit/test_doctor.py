@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,5 +35,13 @@ def test_a_demo_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_missing_library_is_advised_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_LIBRARIES", ("no-such-library",))
+    monkeypatch.setattr(doctor, "required", lambda: ("no-such-library",))
     assert any("no-such-library is not installed" in line for line in doctor.examine().advice)
+
+
+def test_what_is_required_is_what_the_package_declares() -> None:
+    """Not a list of its own, which would ask for what the core no longer needs."""
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    assert sorted(("torch", *doctor.required())) == sorted(re.split("[<>=]", line)[0] for line in declared)

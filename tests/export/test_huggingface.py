@@ -25,7 +25,7 @@ from oneroof.errors import UserError
 from oneroof.export import huggingface
 from oneroof.export.huggingface import convert, portable
 from oneroof.models import read_config
-from oneroof.weights.load import stored_names
+from oneroof.weights.stored import StoredWeights
 
 IDS = torch.tensor([[1, 5, 9, 33, 200, 7, 351]])
 
@@ -71,8 +71,8 @@ def test_an_embedding_model_without_a_head_stays_one(checkpoint: Checkpoint, tmp
         with torch.inference_mode():
             states.append(AutoModel.from_pretrained(place)(IDS).last_hidden_state)
     assert torch.equal(*states)
-    assert "model.norm.weight" in stored_names(tmp_path / "out")
-    assert "lm_head.weight" not in stored_names(tmp_path / "out")
+    assert "model.norm.weight" in StoredWeights(tmp_path / "out").specs
+    assert "lm_head.weight" not in StoredWeights(tmp_path / "out").specs
     beside = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", "tokenizer.json")
     assert all((tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in beside)
 
@@ -91,7 +91,7 @@ def test_qwen_1_keeps_its_own_form(checkpoint: Checkpoint, tmp_path: Path) -> No
 def test_what_is_left_out_is_said(checkpoint: Checkpoint, tmp_path: Path) -> None:
     notes = convert(checkpoint("ernie4_5_moe", mtp=True), tmp_path / "a")
     assert [note for note in notes if "tensors left out: multi-token prediction" in note]
-    assert not any("mtp" in name for name in stored_names(tmp_path / "a"))
+    assert not any("mtp" in name for name in StoredWeights(tmp_path / "a").specs)
     notes = convert(checkpoint("qwen2", tied=True, head=True), tmp_path / "b")
     assert notes == ("1 tensors left out: tied: the head is the embedding",)
 

@@ -19,6 +19,8 @@ from oneroof.export.huggingface import convert
 from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
 from oneroof.weights.load import fill
+from oneroof.weights.names import Names
+from oneroof.weights.stored import StoredWeights
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def test_the_logits_are_those_of_the_original(checkpoint: Checkpoint, made: Path
     hf = read_keys(old)
     row, config = family_of(hf), read_facts(hf)
     decoder = Decoder(config)
-    fill(decoder.tensors(), old, row.renames, row.ignored, tied=config.tied_head)
+    fill(decoder.tensors(), StoredWeights(old), Names(row.renames, row.ignored), tied=config.tied_head)
     ids = list(range(3, 30))  # within the length it was trained on, where NTK and logn change nothing
     with torch.inference_mode():
         want = AutoModelForCausalLM.from_pretrained(made)(torch.tensor([ids])).logits[0]

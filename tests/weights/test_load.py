@@ -19,7 +19,9 @@ from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
 from oneroof.names import Ignored, Rename
 from oneroof.tensorfile import Spec
-from oneroof.weights.load import fill, stored_names
+from oneroof.weights.load import fill
+from oneroof.weights.names import Names
+from oneroof.weights.stored import StoredWeights
 
 FAMILIES = (
     "qwen1",
@@ -37,11 +39,11 @@ FAMILIES = (
 def filled(folder: Path, dtype: torch.dtype = torch.float32, *, fused: bool = True) -> dict[str, Tensor]:
     keys = read_keys(folder)
     family, config = family_of(keys), read_facts(keys)
-    head = config.tied_head or "lm_head.weight" in stored_names(folder)
+    head = config.tied_head or "lm_head.weight" in StoredWeights(folder).specs
     targets = Decoder(config, dtype=dtype, head=head, fused=fused).tensors()
     for tensor in targets.values():
         tensor.fill_(float("nan"))
-    fill(targets, folder, family.renames, family.ignored, tied=config.tied_head)
+    fill(targets, StoredWeights(folder), Names(family.renames, family.ignored), tied=config.tied_head)
     assert all(tensor.isfinite().all() for tensor in targets.values())
     return targets
 
@@ -83,7 +85,7 @@ def test_what_transformers_saves_is_what_it_loaded(
 
 def test_a_tied_head_that_is_stored_is_left_out(checkpoint: Checkpoint) -> None:
     folder = checkpoint("qwen2", tied=True, head=True)
-    assert "lm_head.weight" in stored_names(folder)
+    assert "lm_head.weight" in StoredWeights(folder).specs
     assert "lm_head.weight" not in filled(folder)
 
 
@@ -92,7 +94,7 @@ def test_multi_token_prediction_is_left_out(checkpoint: Checkpoint) -> None:
 
 
 def test_stored_names_reads_headers_alone(checkpoint: Checkpoint) -> None:
-    found = stored_names(checkpoint("qwen3_moe", packed=True))
+    found = StoredWeights(checkpoint("qwen3_moe", packed=True)).specs
     name = "model.layers.0.mlp.experts.down_proj"
     assert found[name] == Spec(name, torch.float32, (8, 64, 32))
 
@@ -102,11 +104,18 @@ def test_progress_is_told_in_bytes(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     targets = {"a": torch.zeros(2), "b": torch.zeros(3)}
     ignored = (Ignored("c", "not wanted"),)
-    fill(targets, tmp_path, (), ignored, tied=False, report=lambda done, total: told.append((done, total)))
+    fill(
+        targets,
+        StoredWeights(tmp_path),
+        Names((), ignored),
+        tied=False,
+        report=lambda done, total: told.append((done, total)),
+    )
     assert [total for _, total in told] == [20, 20]
     assert told[-1] == (20, 20)
 
 
+OLD = (Rename("old.{rest}", ("{rest}",), written=False),)
 MISFITS: dict[str, tuple[dict[str, Tensor], str]] = {
     "missing": ({}, r"lacks b and 1 more; all 3 tensors are needed"),
     "one missing": ({"b": torch.ones(3)}, r"lacks c; all 3"),
@@ -133,7 +142,7 @@ def test_a_misfit_is_one_clear_line_and_touches_nothing(tmp_path: Path, kind: st
     save({"a": torch.ones(2), **tensors}, tmp_path / file)
     targets = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
     with pytest.raises(UserError, match=says) as caught:
-        fill(targets, tmp_path, (Rename("old.{rest}", ("{rest}",), written=False),), (), tied=False)
+        fill(targets, StoredWeights(tmp_path), Names(OLD), tied=False)
     assert "\n" not in str(caught.value)
     assert not any(tensor.any() for tensor in targets.values())
 
@@ -141,10 +150,10 @@ def test_a_misfit_is_one_clear_line_and_touches_nothing(tmp_path: Path, kind: st
 def test_integers_land_where_integers_are_wanted(tmp_path: Path) -> None:
     save_file({"a": torch.arange(3)}, tmp_path / "model.safetensors")
     targets = {"a": torch.zeros(3, dtype=torch.int64)}
-    fill(targets, tmp_path, (), (), tied=False)
+    fill(targets, StoredWeights(tmp_path), Names(()), tied=False)
     assert targets["a"].tolist() == [0, 1, 2]
     with pytest.raises(UserError, match="wrong dtype int64; int32"):
-        fill({"a": torch.zeros(3, dtype=torch.int32)}, tmp_path, (), (), tied=False)
+        fill({"a": torch.zeros(3, dtype=torch.int32)}, StoredWeights(tmp_path), Names(()), tied=False)
 
 
 PEAK = """
@@ -153,17 +162,19 @@ from pathlib import Path
 import torch
 from oneroof.names import Rename
 from oneroof.weights.load import fill
+from oneroof.weights.names import Names
+from oneroof.weights.stored import StoredWeights
 
 rows, count = 2048, 12  # 12 tensors of 16 MiB
 targets = {f"w{i}": torch.zeros(rows, 2048, dtype=torch.float32) for i in range(count)}
 for x in targets.values():
     x.fill_(1.0)  # its pages are there
 pack = Rename("pack{i}", ("w{i}",), written=False)
-fill({"warm": torch.zeros(8)}, Path(sys.argv[1]) / "warm", (), (), tied=False)
+fill({"warm": torch.zeros(8)}, StoredWeights(Path(sys.argv[1]) / "warm"), Names(()), tied=False)
 status = lambda key: int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-fill(targets, Path(sys.argv[1]), (pack,), (), tied=False)
+fill(targets, StoredWeights(Path(sys.argv[1])), Names((pack,)), tied=False)
 after = status("VmHWM")
 assert all(x[0, 0] == i and x[-1, -1] == i for i, x in enumerate(targets.values()))
 print((after - before) * 1024 / (rows * 2048 * 4))

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from oneroof.errors import UserError
 from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
-from oneroof.weights.load import fill, stored_names
+from oneroof.weights.load import fill
+from oneroof.weights.names import Names
 from oneroof.weights.save import save
+from oneroof.weights.stored import StoredWeights
 
 
 @pytest.mark.parametrize("family", ["qwen1", "qwen2", "qwen2_moe", "qwen3_moe", "ernie4_5", "ernie4_5_moe"])
@@ -24,9 +26,9 @@ def test_a_model_is_written_in_the_names_it_was_published_with(
     keys = read_keys(folder)
     row, config = family_of(keys), read_facts(keys)
     tensors = Decoder(config).tensors()
-    fill(tensors, folder, row.renames, row.ignored, tied=config.tied_head)
+    fill(tensors, StoredWeights(folder), Names(row.renames, row.ignored), tied=config.tied_head)
     save(tensors, tmp_path, row.renames, limit=200_000)
-    assert stored_names(tmp_path) == stored_names(folder)
+    assert StoredWeights(tmp_path).specs == StoredWeights(folder).specs
     written = {name: x for path in tmp_path.glob("*.safetensors") for name, x in load_file(path).items()}
     published = load_file(folder / "model.safetensors")
     assert all(torch.equal(written[name], x) for name, x in published.items())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,16 +22,6 @@ from oneroof.hub import DEMO
 from oneroof.ops.dispatch import served
 from oneroof.report import source
 
-_LIBRARIES = (
-    "safetensors",
-    "tokenizers",
-    "tiktoken",
-    "sentencepiece",
-    "jinja2",
-    "numpy",
-    "pyyaml",
-    "huggingface_hub",
-)
 _EXTRAS = ("torch_npu", "triton", "transformers", "modelscope")
 _VARIABLES = (
     "OMP_NUM_THREADS",
@@ -73,8 +64,18 @@ def _versions() -> Rows:
         "system": platform.platform(),
         "torch": str(torch.__version__),
     }
-    rows |= {name: _version(name) for name in _LIBRARIES}
+    rows |= {name: _version(name) for name in required()}
     return rows | {name: version for name in _EXTRAS if (version := _version(name))}
+
+
+def required() -> tuple[str, ...]:
+    """The libraries that this installation says it needs, torch aside; nothing where it was not installed."""
+    try:
+        listed = metadata.requires("oneroof") or []
+    except metadata.PackageNotFoundError:
+        return ()
+    names = [re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in listed if "extra ==" not in line]
+    return tuple(name for name in names if name != "torch")
 
 
 def _version(name: str) -> str | None:
@@ -131,7 +132,7 @@ def _files(folder: Path) -> list[Path]:
 def _advice(sections: dict[str, Rows]) -> list[str]:
     lines = [
         f"{name} is not installed; pip install {name}"
-        for name in _LIBRARIES
+        for name in required()
         if sections["versions"][name] is None
     ]
     if sections["demo model"]["present"] == "no":

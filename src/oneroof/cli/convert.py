@@ -11,7 +11,7 @@ class Convert:
     """Rewrite a checkpoint (`.bin`, Qwen-1 layout, transformers-5 names) as a clean safetensors folder."""
 
     model: str
-    """A folder in Hugging Face layout, a Hub id, or `demo`."""
+    """A folder in Hugging Face layout, a hub id, or demo."""
 
     out: str
     """The folder to write: new or empty. It appears under this name when it is complete."""
@@ -28,7 +28,10 @@ class Convert:
     """Largest file of weights, in GB (10^9 bytes)."""
 
     revision: str = "main"
-    """Branch, tag or commit, where MODEL is a Hub id."""
+    """Branch, tag or commit, where MODEL is a hub id."""
+
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a hub id is looked for; modelscope needs the package of that name."""
 
     def run(self) -> int:
         """Convert; what is lost or left out is said on standard error. Status 0."""
@@ -44,7 +47,7 @@ class Convert:
                 f"--max-shard-size is {self.max_shard_size}; more than 0 GB is allowed; leave it out for 5"
             )
         notes = convert(
-            locate(self.model, revision=self.revision),
+            locate(self.model, revision=self.revision, hub=self.hub),
             Path(self.out),
             to=self.to,
             dtype=self.dtype,

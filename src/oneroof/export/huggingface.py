@@ -29,7 +29,7 @@ from oneroof.tensorfile import Report, Spec, sync, write_text
 from oneroof.weights.load import FLOATS, place, reason_left_out
 from oneroof.weights.names import Names, Part
 from oneroof.weights.save import SHARD, stream
-from oneroof.weights.settle import HEAD, settle
+from oneroof.weights.settle import HEAD, main_dtype, settle
 from oneroof.weights.stored import StoredWeights
 
 # What belongs to a checkpoint beside weights and config. Python files are copied, never run.
@@ -93,7 +93,7 @@ def convert(
     specs = {ours: _cast_spec(source, ours, dtype) for ours in source.parts}
     hf = extra.pop("config.json", source.hf)
     assert isinstance(hf, dict)
-    word = dtype if dtype != "auto" else _main_dtype(specs)
+    word = dtype if dtype != "auto" else main_dtype(specs.values())
     with _appearing(out, sum(spec.bytes for spec in specs.values())) as made:
         stream(specs, _reader(source, specs), made, renames, limit=limit, report=report)
         _copy(folder, made, skip=(*extra, *_matching(folder, _TRANSLATED)) if to == "qwen2" else ())
@@ -165,14 +165,6 @@ def _cast_spec(source: _Source, ours: str, dtype: str) -> Spec:
     exact = experts is not None and experts.router_float32 and ".mlp.gate." in ours
     kept = dtype == "auto" or exact or spec.dtype not in FLOATS
     return Spec(ours, spec.dtype if kept else getattr(torch, dtype), part.shape(spec.shape))
-
-
-def _main_dtype(specs: Mapping[str, Spec]) -> str:
-    """The number format of most bytes."""
-    held: Counter[torch.dtype] = Counter()
-    for spec in specs.values():
-        held[spec.dtype] += spec.bytes
-    return str(held.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def _reader(source: _Source, specs: Mapping[str, Spec]) -> Callable[[str], Tensor]:

@@ -110,31 +110,12 @@ def _masked(q_THd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, batch: Batch, window:
 
 
 def _padded(x: Tensor, batch: Batch) -> Tensor:
-    """[T, ...] -> [S, Q, ...], rows past a sequence's end repeating the batch's first rows' values (never
-    seen).
-    """
-    most = max(batch.counts)
-    if most * len(batch.counts) == x.shape[0]:
-        return x.view(len(batch.counts), most, *x.shape[1:])
-    return x[_rows(batch, most)]
+    """[T, ...] -> [S, Q, ...]; what stands past a sequence's end is never seen."""
+    if max(batch.counts) * len(batch.counts) == x.shape[0]:
+        return x.view(len(batch.counts), -1, *x.shape[1:])
+    return x[batch.padded_rows]
 
 
 def _unpadded(x: Tensor, batch: Batch) -> Tensor:
-    most = x.shape[1]
     flat = x.flatten(0, 1)
-    if flat.shape[0] == batch.tokens.shape[0]:
-        return flat
-    counts = batch.bounds.diff().long()
-    starts = torch.repeat_interleave(torch.arange(len(batch.counts), device=x.device) * most, counts)
-    offsets = torch.arange(batch.tokens.shape[0], device=x.device) - torch.repeat_interleave(
-        batch.bounds[:-1].long(), counts
-    )
-    return flat[starts + offsets]
-
-
-def _rows(batch: Batch, most: int) -> Tensor:
-    """[S, Q] the packed row of each padded place; past a sequence's end, its own first row."""
-    columns = torch.arange(most, device=batch.bounds.device)
-    starts = batch.bounds[:-1].long()[:, None]
-    counts = batch.bounds.diff().long()[:, None]
-    return starts + torch.where(columns < counts, columns, 0)
+    return flat if flat.shape[0] == batch.tokens.shape[0] else flat[batch.packed_places]

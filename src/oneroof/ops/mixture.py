@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oneroof.ops.dispatch import op
+from oneroof.ops.linear import better_as_vector
 from oneroof.ops.pointwise import swiglu
 
 
@@ -38,7 +39,7 @@ def mixture(
     Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing.
     """
     tokens, k = chosen_Tk.shape
-    if tokens == 1 and _prefers_vectors(x_TD):
+    if better_as_vector(x_TD) and not torch.compiler.is_compiling():  # it looks at `chosen` on the host
         return _one_token(x_TD[0], weights_Tk[0], chosen_Tk[0], gate_up_E2FD, down_EDF)
     flat = chosen_Tk.reshape(-1)
     order = flat.argsort(stable=True)
@@ -49,11 +50,6 @@ def mixture(
     back = torch.empty_like(order)
     back[order] = torch.arange(order.shape[0], device=order.device)
     return torch.einsum("tkd,tk->td", out[back].view(tokens, k, x_TD.shape[1]), weights_Tk.to(x_TD.dtype))
-
-
-def _prefers_vectors(x_TD: Tensor) -> bool:
-    """As in `linear`: a CPU reads 16-bit weights faster for a vector than for a one-row matrix."""
-    return x_TD.device.type == "cpu" and x_TD.dtype != torch.float32 and not torch.compiler.is_compiling()
 
 
 def _one_token(

@@ -6,14 +6,13 @@ from the mapped file into the model, cast on the way. At most the model and one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from oneroof.errors import UserError
-from oneroof.names import Ignored, Rename
 from oneroof.tensorfile import Report, Spec
 from oneroof.weights.names import Names, Part
 from oneroof.weights.stored import StoredWeights
@@ -23,21 +22,18 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # cast i
 
 def fill(
     targets: Mapping[str, Tensor],
-    folder: Path,
-    renames: Sequence[Rename],
-    ignored: Sequence[Ignored],
+    stored: StoredWeights,
+    names: Names,
     *,
     tied: bool,
     report: Report | None = None,
 ) -> None:
-    """Copy a folder's tensors into `targets` (our names -> views of the model).
+    """Copy a checkpoint's tensors into `targets` (our names -> views of the model).
 
     `tied`: a stored head is left out. `report(done, all)` is told bytes. Raises UserError naming the tensor
     that is missing, not expected, of another shape or of a dtype that is not cast; then no target is touched.
     """
-    stored = StoredWeights(folder)
-    names = Names(renames, ignored)
-    places = place(stored.specs, names, targets, folder, tied=tied)
+    places = place(stored.specs, names, targets, stored.folder, tied=tied)
     total, done = sum(stored.specs[name].bytes for name in places), 0
     with torch.no_grad():
         for name, parts in places.items():
@@ -87,11 +83,6 @@ def reason_left_out(name: str, names: Names, *, tied: bool) -> str | None:
     if tied and name == "lm_head.weight":
         return "tied: the head is the embedding"
     return names.ignored(name)
-
-
-def stored_names(folder: Path) -> dict[str, Spec]:
-    """What a folder stores, name -> dtype and shape, read from headers alone."""
-    return StoredWeights(folder).specs
 
 
 def _check(spec: Spec, part: Part, target: Tensor, folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from oneroof.config import ModelConfig
+from oneroof.tensorfile import Spec
 from oneroof.weights.names import Names
 from oneroof.weights.stored import StoredWeights
 
@@ -21,16 +23,16 @@ def settle(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelCon
     A file that says tied and yet stores a head of other numbers is untied, as transformers 5 reads it.
     """
     if config.dtype == "stored":
-        config = replace(config, dtype=_dtype(stored))
+        config = replace(config, dtype=main_dtype(stored.specs.values()))
     if config.tied_head and HEAD in stored.specs and not _is_table(stored, names):
         config = replace(config, tied_head=False)
     return config
 
 
-def _dtype(stored: StoredWeights) -> str:
+def main_dtype(specs: Iterable[Spec]) -> str:
     """The number format of most bytes; float32 where that is none of ours."""
     held: Counter[str] = Counter()
-    for spec in stored.specs.values():
+    for spec in specs:
         held[_WORDS.get(spec.dtype, "float32")] += spec.bytes
     return held.most_common(1)[0][0]
 
