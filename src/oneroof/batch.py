@@ -17,13 +17,31 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Paging:
-    """Where a batch's keys and values lie in the cache's pools."""
+    """Where a batch's keys and values lie in the cache's pools.
 
-    table: Tensor  # [S, N] int64: the pages of each sequence, in order of position
+    Page 0 is nobody's and holds numbers: what is read where there is nothing to read is its first slot.
+    """
+
+    table: Tensor  # [S, N] int64: the pages of each sequence, in order of position; 0 past its end
     slots: Tensor  # [T] int64: page * page_size + offset, where each token's key and value are written
-    first_page: (
-        int  # the table is [[first], [first + 1], ...]; -1 otherwise. Such a cache is read without gathering
-    )
+    page_size: int
+    first_page: int = -1
+    """A contiguous cache: the table is [[first], [first + 1], ...], which is read without gathering. What such
+    a page holds past its sequence's end must be numbers; it is masked. -1 for any other table."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring sequences of a batch, whose attention is one problem."""
+
+    sequences: slice
+    rows: slice
+    longest: int  # keys of the longest
+    even: bool  # all are as long
+    fresh: bool  # they have no keys from before this batch
+    slots: (
+        Tensor | None
+    )  # [G, longest] where their keys lie in the pools, 0 past a sequence's end; None: fresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +58,44 @@ class Batch:
     bounds: Tensor  # [S + 1] int32
     lengths: Tensor  # [S] int64: keys each sequence has once this batch is written
     counts: tuple[int, ...]  # bounds[s + 1] - bounds[s], on the host
-    longest: int  # max(lengths), on the host: a static bound for reading the cache
-    fresh: bool  # no sequence has keys from before this batch
+    starts: tuple[int, ...]  # keys each sequence has from before this batch, on the host
     paging: Paging | None
     alphas: Tensor | None = None  # [T] float32: NTK stretch of each token's sequence; None = 1 everywhere
+
+    @cached_property
+    def longest(self) -> int:
+        """Keys of the longest sequence, those of this batch included."""
+        return max(s + n for s, n in zip(self.starts, self.counts, strict=True))
+
+    @cached_property
+    def fresh(self) -> bool:
+        """No sequence has keys from before this batch."""
+        return not any(self.starts)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Of a paged batch: the sequences with a single row at its head together, each other by itself."""
+        singles = next((s for s, n in enumerate(self.counts) if n > 1), len(self.counts))
+        found = [self._group(0, singles, 0)] if singles else []
+        row = singles
+        for sequence in range(singles, len(self.counts)):
+            found.append(self._group(sequence, sequence + 1, row))
+            row += self.counts[sequence]
+        return tuple(found)
+
+    def _group(self, first: int, end: int, row: int) -> Group:
+        lengths = [s + n for s, n in zip(self.starts[first:end], self.counts[first:end], strict=True)]
+        longest, rows = max(lengths), slice(row, row + sum(self.counts[first:end]))
+        fresh = not any(self.starts[first:end])
+        slots = None
+        if not fresh:
+            assert self.paging is not None
+            places = torch.arange(longest, device=self.tokens.device)
+            size = self.paging.page_size
+            slots = self.paging.table[first:end].index_select(1, places // size) * size + places % size
+            if min(lengths) < longest:
+                slots = slots.where(places < self.lengths[first:end, None], 0)
+        return Group(slice(first, end), rows, longest, min(lengths) == longest, fresh, slots)
 
     @property
     def last_rows(self) -> Tensor:
@@ -93,8 +145,7 @@ def pack(
         bounds=bounds.to(device),
         lengths=lengths.to(device),
         counts=counts,
-        longest=max(counts),
-        fresh=True,
+        starts=(0,) * len(counts),
         paging=None,
         alphas=None if stretched is None else stretched.to(device),
     )

@@ -22,19 +22,28 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class KVCache:
-    """The pools of all layers; every sequence's table of pages is good for each of them."""
+    """The pools of all layers, which are one tensor; every sequence's table of pages is good for each layer."""
 
-    layers: tuple[LayerCache, ...]
+    pool: Tensor  # [layers, 2, N, P, K, d]
+    layers: tuple[LayerCache, ...]  # views of it
 
     @property
     def page_size(self) -> int:
         """Positions in a page."""
-        return int(self.layers[0].keys.shape[1])
+        return int(self.pool.shape[3])
 
     @property
     def bytes(self) -> int:
         """Memory of all pools, in bytes."""
-        return sum(c.keys.nbytes + c.values.nbytes for c in self.layers)
+        return int(self.pool.nbytes)
+
+    def copy(self, source: int, target: int) -> None:
+        """Page `target` becomes what page `source` is."""
+        self.pool[:, :, target] = self.pool[:, :, source]
+
+    def fill(self, page: int, value: float) -> None:
+        """Every number of `page` becomes `value`."""
+        self.pool[:, :, page] = value
 
 
 def allocate(
@@ -47,12 +56,11 @@ def allocate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> KVCache:
-    """Pools for `depth` layers of `pages` pages of `page_size` positions each; contents undefined until
-    written.
+    """Pools for `depth` layers of `pages` pages of `page_size` positions each.
+
+    Page 0 is zero; the others are undefined until written, and cost no memory of a host until then.
     """
-    shape = (pages, page_size, kv_heads, head_dim)
-
-    def pool() -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    return KVCache(tuple(LayerCache(pool(), pool()) for _ in range(depth)))
+    pool = torch.empty(depth, 2, pages, page_size, kv_heads, head_dim, dtype=dtype, device=device)
+    cache = KVCache(pool, tuple(LayerCache(keys=layer[0], values=layer[1]) for layer in pool))
+    cache.fill(0, 0.0)
+    return cache

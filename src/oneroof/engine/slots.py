@@ -22,6 +22,7 @@ class Slots:
     def __init__(self, cache: KVCache, device: torch.device, *, history: bool) -> None:
         """As many sequences as `cache` has pages; `history` keeps every row's tokens, for penalties."""
         self.cache = cache
+        cache.pool.zero_()  # what is masked must be numbers
         self._device = device
         self._pages, self._width = cache.layers[0].keys.shape[:2]
         self._history = (
@@ -50,7 +51,9 @@ class Slots:
         if self._history is not None:
             self._history[owners, batch.positions] = batch.tokens
         slots = owners * self._width + batch.positions
-        return replace(batch, paging=Paging(table=rows[:, None], slots=slots, first_page=first))
+        return replace(
+            batch, paging=Paging(table=rows[:, None], slots=slots, page_size=self._width, first_page=first)
+        )
 
     def join(self, batch: Batch, tokens: Tensor, alphas: Sequence[float]) -> None:
         """The rows of `batch`, made by `prompts`, run from here on; `tokens` [T] are the first they chose."""
@@ -73,9 +76,8 @@ class Slots:
             bounds=self._bounds,
             lengths=lengths,
             counts=self._counts,
-            longest=max(self._lengths),
-            fresh=False,
-            paging=Paging(table=self._table, slots=slots, first_page=0),
+            starts=tuple(n - 1 for n in self._lengths),
+            paging=Paging(table=self._table, slots=slots, page_size=self._width, first_page=0),
             alphas=self._stretch,
         )
 

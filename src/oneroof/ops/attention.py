@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oneroof.batch import Batch
+from oneroof.batch import Batch, Group
 from oneroof.ops.dispatch import op
 from oneroof.pages import LayerCache
 
@@ -33,16 +33,19 @@ def attention(
     """
     if cache is not None and batch.paging is not None:
         _store(k_TKd, v_TKd, cache, batch.paging.slots)
-    masked = 0 < window < batch.longest
-    if batch.fresh and not masked and (causal or min(batch.counts) == batch.longest):
-        return _fresh(q_THd, k_TKd, v_TKd, batch, causal)
-    if cache is None or batch.fresh:
-        keys, values = _padded(k_TKd, batch), _padded(v_TKd, batch)
-    else:
-        keys, values = _read(cache.keys, batch), _read(cache.values, batch)
-    if max(batch.counts) == 1 and not masked:
-        return _decode(q_THd, keys, values, batch)
-    return _masked(q_THd, keys, values, batch, window if masked else 0, causal)
+    window = window if window < batch.longest else 0
+    if batch.fresh or cache is None:
+        if not window and (causal or min(batch.counts) == batch.longest):
+            return _fresh(q_THd, k_TKd, v_TKd, batch, causal)
+        return _masked(q_THd, _padded(k_TKd, batch), _padded(v_TKd, batch), batch, window, causal)
+    assert batch.paging is not None
+    if batch.paging.first_page >= 0:
+        keys, values = _view(cache.keys, batch), _view(cache.values, batch)
+        if max(batch.counts) == 1:
+            return _decode(q_THd, keys, values, batch.lengths, window, even=False)
+        return _masked(q_THd, keys, values, batch, window, causal)
+    parts = [_paged(q_THd, k_TKd, v_TKd, batch, group, cache, window) for group in batch.groups]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _store(k_TKd: Tensor, v_TKd: Tensor, cache: LayerCache, slots: Tensor) -> None:
@@ -50,15 +53,58 @@ def _store(k_TKd: Tensor, v_TKd: Tensor, cache: LayerCache, slots: Tensor) -> No
     cache.values.flatten(0, 1).index_copy_(0, slots, v_TKd)
 
 
-def _read(pool_NPKd: Tensor, batch: Batch) -> Tensor:
-    """[S, L, K, d]: a view where every sequence is one page and the pages are neighbours, else a gathered
-    copy.
-    """
+def _view(pool_NPKd: Tensor, batch: Batch) -> Tensor:
+    """[S, L, K, d] of a contiguous cache, whose neighbouring pages are one sequence each."""
     assert batch.paging is not None
-    table = batch.paging.table
-    if batch.paging.first_page >= 0:
-        return pool_NPKd.narrow(0, batch.paging.first_page, table.shape[0]).narrow(1, 0, batch.longest)
-    return pool_NPKd[table].flatten(1, 2).narrow(1, 0, batch.longest)
+    pages = pool_NPKd.narrow(0, batch.paging.first_page, batch.paging.table.shape[0])
+    return pages.narrow(1, 0, batch.longest)
+
+
+def _gathered(pool_NPKd: Tensor, slots_GL: Tensor) -> Tensor:
+    """[G, L, K, d]: a copy of exactly the slots that may be read."""
+    found = pool_NPKd.flatten(0, 1).index_select(0, slots_GL.flatten())
+    return found.view(*slots_GL.shape, *pool_NPKd.shape[2:])
+
+
+def _paged(
+    q_THd: Tensor,
+    k_TKd: Tensor,
+    v_TKd: Tensor,
+    batch: Batch,
+    group: Group,
+    cache: LayerCache,
+    window: int,
+) -> Tensor:
+    """The rows of one group; causal, for what is written page by page sees nothing that comes later."""
+    q = q_THd[group.rows]
+    lengths = batch.lengths[group.sequences]
+    if group.slots is None:
+        k, v = k_TKd[group.rows], v_TKd[group.rows]
+        single = q.shape[0] == group.sequences.stop - group.sequences.start
+        q, k, v = (x[:, None] if single else x[None] for x in (q, k, v))
+        if not window or window >= group.longest:
+            return _dense(q, k, v, causal=True).flatten(0, 1)
+        return _chunk(q, k, v, batch.positions[group.rows], window)
+    keys, values = _gathered(cache.keys, group.slots), _gathered(cache.values, group.slots)
+    if q.shape[0] == lengths.shape[0]:
+        return _decode(q, keys, values, lengths, window, even=group.even)
+    return _chunk(q[None], keys, values, batch.positions[group.rows], window)
+
+
+def _chunk(q_1CHd: Tensor, k_1LKd: Tensor, v_1LKd: Tensor, positions_C: Tensor, window: int) -> Tensor:
+    """Several new tokens of one sequence, whose keys 0 .. L - 1 are all there; [C, H, d]."""
+    seen = _seen(positions_C[:, None], k_1LKd.shape[1], window)
+    q, k, v = (x.transpose(1, 2) for x in (q_1CHd, k_1LKd, v_1LKd))
+    groups = q.shape[1] // k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None, None], enable_gqa=groups > 1)
+    return out.transpose(1, 2)[0]
+
+
+def _seen(positions: Tensor, longest: int, window: int) -> Tensor:
+    """[..., L] which keys a query at each of `positions` [..., 1] sees."""
+    keys = torch.arange(longest, device=positions.device)
+    seen = keys <= positions
+    return seen & (keys > positions - window) if window else seen
 
 
 def _fresh(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, batch: Batch, causal: bool) -> Tensor:
@@ -80,14 +126,18 @@ def _dense(q_SQHd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, causal: bool) -> Tens
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=groups > 1).transpose(1, 2)
 
 
-def _decode(q_THd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, batch: Batch) -> Tensor:
-    """One query a sequence: a kv head's G queries are rows of one problem, so that no key is repeated."""
-    sequences, heads, head_dim = q_THd.shape
-    q = q_THd.view(sequences, k_SLKd.shape[2], -1, head_dim)
+def _decode(
+    q_SHd: Tensor, k_SLKd: Tensor, v_SLKd: Tensor, lengths_S: Tensor, window: int, *, even: bool
+) -> Tensor:
+    """One query a sequence: a kv head's queries are rows of one problem, so that no key is repeated.
+
+    `even`: all sequences have L keys.
+    """
+    sequences, heads, head_dim = q_SHd.shape
+    q = q_SHd.view(sequences, k_SLKd.shape[2], -1, head_dim)
     mask = None
-    if sequences > 1:
-        seen = torch.arange(batch.longest, device=q.device) < batch.lengths[:, None]
-        mask = seen[:, None, None, :]
+    if window or not (even or sequences == 1):
+        mask = _seen(lengths_S[:, None] - 1, k_SLKd.shape[1], window)[:, None, None, :]
     k, v = k_SLKd.transpose(1, 2), v_SLKd.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(sequences, heads, head_dim)
 
