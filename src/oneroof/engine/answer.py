@@ -25,6 +25,7 @@ class Answer:
         self.logprobs: list[Mapping[int, Logprob]] = []
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
+        self.error: str | None = None
         self._text: list[str] = []
         self._stream = None if tokenizer is None else tokenizer.stream()
         self._watch = StopWatch(params.stops)
@@ -37,6 +38,10 @@ class Answer:
             self._text.append(piece)
         return piece
 
+    def fail(self, message: str) -> None:
+        """It ends here, with what it has; `message` says why."""
+        self.finish_reason, self.error = "error", message
+
     def completion(self) -> Completion:
         """The finished text; to be asked for once `finish_reason` is set."""
         assert self.finish_reason is not None
@@ -47,10 +52,12 @@ class Answer:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             logprobs=tuple(self.logprobs) if asked else None,
+            error=self.error,
         )
 
     def _advance(self, token: int, logprob: Mapping[int, Logprob] | None) -> str:
         if token == BAD:
+            self.error = "its logits are not numbers"
             return self._end("error", None)
         self.token_ids.append(token)
         if logprob is not None:

@@ -9,10 +9,11 @@ from typing import TypeGuard
 
 from oneroof.engine.admission import admit, context_of, end_tokens
 from oneroof.engine.noise import fresh_seed, nth_seed
-from oneroof.engine.plain import PlainLoop, Speed
+from oneroof.engine.plain import PlainLoop
 from oneroof.engine.pooling import embed
 from oneroof.engine.relevance import TASK, score
 from oneroof.engine.request import SEEDS, Output, Piece, Request, SamplingParams, defaults, whole
+from oneroof.engine.stats import Speed
 from oneroof.errors import UserError
 from oneroof.hub import locate
 from oneroof.load import Loaded, load

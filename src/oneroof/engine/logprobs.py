@@ -5,7 +5,7 @@ Letters: R rows, V vocabulary, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,22 +42,22 @@ def logprobs(
 def prompt_logprobs(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
-    prompt: Sequence[int],
+    following: Sequence[int],
     top: int,
     text: Callable[[int], str],
     *,
     vocabulary: int,
-) -> tuple[Mapping[int, Logprob] | None, ...]:
-    """How likely each token of `prompt` was after those before it; None for the first.
+) -> list[dict[int, Logprob]]:
+    """How likely each token of a prompt was after those before it.
 
-    `hidden` [R, D] are the prompt's rows; `head` makes logits of some of them at a time, never of all of a
-    long one.
+    `following` are the R tokens that stand after the rows of `hidden` [R, D]; `head` makes logits of some of
+    the rows at a time, never of all of a long prompt.
     """
-    result: list[Mapping[int, Logprob] | None] = [None]
-    tokens = torch.tensor(prompt[1:], dtype=torch.int64, device=hidden.device)
+    result: list[dict[int, Logprob]] = []
+    tokens = torch.tensor(following, dtype=torch.int64, device=hidden.device)
     step = max(1, _CHUNK // vocabulary)
     for begin in range(0, len(tokens), step):
         wanted = tokens[begin : begin + step]
         logits = head(hidden[begin : begin + len(wanted)])
         result += logprobs(logits, wanted, [top] * len(wanted), text)
-    return tuple(result)
+    return result

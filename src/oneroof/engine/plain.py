@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,19 +21,10 @@ from oneroof.engine.logprobs import logprobs, prompt_logprobs
 from oneroof.engine.request import Logprob, Output, Piece, Request
 from oneroof.engine.sampler import Settings, sample
 from oneroof.engine.slots import Slots
+from oneroof.engine.stats import Speed
 from oneroof.errors import UserError
 from oneroof.load import Loaded
 from oneroof.pages import allocate
-
-
-@dataclass
-class Speed:
-    """What was read and written so far, and the seconds it took; the caller's own time is not in them."""
-
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0  # the first token of each text is made in them
-    tokens: int = 0  # all but the first of each text
-    seconds: float = 0.0
 
 
 class PlainLoop:
@@ -221,14 +211,15 @@ class _Crowd:
         for answer, rows in zip(answers, hidden.split(batch.counts), strict=True):
             request = answer.request
             if answer.number == 0 and request.params.prompt_logprobs is not None:
-                self._prompt_logprobs[request.index] = prompt_logprobs(
+                shares = prompt_logprobs(
                     rows,
                     self._loaded.model.logits,
-                    request.token_ids,
+                    request.token_ids[1:],
                     request.params.prompt_logprobs,
                     self._text,
                     vocabulary=self._loaded.config.vocabulary,
                 )
+                self._prompt_logprobs[request.index] = (None, *shares)
 
     def _output(self, request: Request) -> Output | None:
         """What the request brought, once all its completions are done."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from oneroof.errors import UserError
 
@@ -129,7 +129,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished text. `finish_reason`: stop, length, or error (its logits were not numbers)."""
+    """One finished text. `finish_reason`: stop, length, or error."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -138,6 +138,7 @@ class Completion:
     logprobs: (
         tuple[Mapping[int, Logprob], ...] | None
     )  # one a token: the chosen one first, then the likeliest
+    error: str | None = None  # what went wrong, where that is the reason
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,26 @@ class Request:
     ends: frozenset[int]  # the model's own end tokens, unless they are to be ignored
     seed: int
     limit: int  # tokens to make at most: max_tokens, or less where the context ends first
+    namespace: str = ""  # whose it is: what was read for one namespace is not shared with another
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text that is read for what it means: its final hidden state, or how likely some words come next."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    words: tuple[int, ...] = ()  # tokens whose logits are wanted at the end; none: the hidden state is
+    namespace: str = ""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """What a `Reading` brings: the final hidden state of its last token, or a logit for each of its words."""
+
+    index: int
+    values: tuple[float, ...]
+    error: str | None = None  # what went wrong; then there are no values
 
 
 @dataclass(frozen=True)
@@ -162,6 +183,7 @@ class Output:
     prompt_token_ids: tuple[int, ...]
     completions: tuple[Completion, ...]  # `n` of them
     prompt_logprobs: tuple[Mapping[int, Logprob] | None, ...] | None  # one a prompt token; None for the first
+    cached_tokens: int = field(default=0, compare=False)  # of the prompt, that had been read before
 
     @property
     def text(self) -> str:

@@ -1,0 +1,60 @@
+"""How many pages the cache gets: what can be of use, within what the memory allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oneroof import log
+from oneroof.device import memory
+from oneroof.engine.admission import context_of
+from oneroof.engine.options import EngineOptions
+from oneroof.errors import UserError
+from oneroof.load import Loaded
+
+_SHARE = {"cpu": 0.5}  # of free memory: a host has other things to do
+_DEVICE_SHARE = 0.9  # the rest is for activations
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Pages that sequences can have, the null page not among them, and tokens that one sequence can have."""
+
+    pages: int
+    context: int
+
+
+def capacity(loaded: Loaded, options: EngineOptions) -> Capacity:
+    """Raises UserError where the memory that may be used does not hold what was asked for."""
+    config, size = loaded.config, options.page_size
+    context = context_of(config, options.max_model_len)
+    each = 2 * config.depth * config.kv_heads * config.head_dim * loaded.dtype.itemsize * size  # bytes
+    room, found = _room(loaded, options)
+    useful = options.max_batch * -(-context // size)
+    pages = min(useful, int(room // each) - 1)
+    least = -(-(context if options.max_model_len is not None else 2) // size)
+    if pages < least:
+        raise UserError(
+            f"{found} for the cache; {(least + 1) * each / 1e9:.3g} GB are needed for {least * size} tokens; "
+            "allow more, or lower max_model_len"
+        )
+    if pages * size < context:
+        log.info(f"the cache holds {pages * size} tokens of the model's {context}: {found}")
+    return Capacity(pages, min(context, pages * size))
+
+
+def _room(loaded: Loaded, options: EngineOptions) -> tuple[float, str]:
+    """Bytes for the cache, and why so many."""
+    if options.kv_memory is not None:
+        return options.kv_memory * 1e9, f"kv_memory is {options.kv_memory:g} GB"
+    place = loaded.device
+    free = memory(place).free
+    share = _SHARE.get(place.type, _DEVICE_SHARE)
+    room = free * share if options.reserve_memory is None else free - options.reserve_memory * 1e9
+    why = f"{free / 1e9:.3g} GB are free on {place}, of which {max(room, 0) / 1e9:.3g} GB may be used"
+    if options.device_memory is not None:
+        weights = sum(t.nbytes for t in loaded.model.tensors().values())
+        left = options.device_memory * 1e9 - weights
+        if left < room:
+            room = left
+            why = f"device_memory is {options.device_memory:g} GB, {max(left, 0) / 1e9:.3g} GB of it are left"
+    return room, why

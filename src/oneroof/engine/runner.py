@@ -1,0 +1,243 @@
+"""The model at work on one step: launch it, and collect later what it chose.
+
+Between the two nothing waits for the device. What one row's settings cannot do fails that row alone.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oneroof.batch import Batch
+from oneroof.engine.answer import BAD, Answer
+from oneroof.engine.assemble import assemble, ordered
+from oneroof.engine.logprobs import logprobs, prompt_logprobs
+from oneroof.engine.request import Logprob, Reading
+from oneroof.engine.sampler import Settings, sample
+from oneroof.engine.scheduler import POISON, Part, Step
+from oneroof.engine.sequence import Sequence
+from oneroof.engine.whole import meaning
+from oneroof.load import Loaded
+from oneroof.pages import KVCache
+
+Owners = Mapping[Sequence, Answer | Reading]
+Shares = list[dict[int, Logprob]]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A row of logits and whose next token it gives."""
+
+    part: int
+    heir: int  # of the part
+    answer: Answer
+    sequence: Sequence
+    row: int  # of the batch
+    length: int  # tokens before the chosen one
+
+
+@dataclass
+class Flight:
+    """A step that was launched and is not collected yet."""
+
+    parts: list[Part]
+    choices: list[_Choice] = field(default_factory=list)
+    tokens: Tensor | None = None  # one a choice
+    logits: Tensor | None = None  # kept where log-probabilities were asked for
+    vectors: dict[int, Tensor] = field(default_factory=dict)  # part -> what a reading brings
+    prompts: dict[int, Shares] = field(
+        default_factory=dict
+    )  # part -> log-probabilities of the prompt's tokens
+    errors: dict[int, str] = field(default_factory=dict)  # choice -> what was wrong with its settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one part brought."""
+
+    part: Part
+    chosen: list[list[int]]  # by heir
+    shares: list[Shares]  # by heir, one a token where asked for
+    errors: list[str | None]  # by heir
+    vector: list[float] | None
+    prompt: Shares  # of the tokens after each of the part's rows, where asked for
+
+
+class Runner:
+    """`loaded` over `cache`, for sequences in `lanes` lanes."""
+
+    def __init__(self, loaded: Loaded, cache: KVCache, lanes: int, *, ahead: bool) -> None:
+        """`ahead`: steps are launched before the tokens of the last one are known on the host."""
+        self.cache = cache
+        self.seconds = 0.0  # in the model, its logits and the choice of tokens
+        self._loaded = loaded
+        self._latest = torch.zeros(lanes, dtype=torch.int64, device=loaded.device) if ahead else None
+        self._settings: tuple[tuple[Answer, ...], Settings] | None = None
+
+    @torch.inference_mode()
+    def launch(self, step: Step, owners: Owners) -> Flight:
+        """Begin `step`; `owners` say whose its sequences are. Raises whatever the model raises."""
+        for source, target in step.chores:
+            if source == POISON:
+                self.cache.fill(target, torch.nan)
+            else:
+                self.cache.copy(source, target)
+        flight = Flight(ordered(step.parts))
+        if not flight.parts:
+            return flight
+        device = self._loaded.device
+        batch = assemble(flight.parts, page_size=self.cache.page_size, latest=self._latest, device=device)
+        flight.choices = _choices(flight.parts, owners)
+        began = time.perf_counter()
+        hidden = self._loaded.model(batch, self.cache)
+        self._read_prompts(flight, hidden, owners)
+        self._read_vectors(flight, hidden, batch, owners)
+        if flight.choices:
+            self._choose(flight, hidden)
+        self.seconds += time.perf_counter() - began
+        return flight
+
+    @torch.inference_mode()
+    def collect(self, flight: Flight) -> list[Result]:
+        """What the step brought, part by part; the one place that waits for the device."""
+        began = time.perf_counter()
+        made: list[int] = [] if flight.tokens is None else flight.tokens.tolist()
+        shares = self._logprobs(flight)
+        vectors = {part: vector.tolist() for part, vector in flight.vectors.items()}
+        self.seconds += time.perf_counter() - began
+        rows: dict[tuple[int, int], list[int]] = {}  # of each heir, its choices in order
+        for i, choice in enumerate(flight.choices):
+            rows.setdefault((choice.part, choice.heir), []).append(i)
+        results = []
+        for p, part in enumerate(flight.parts):
+            chosen, given, errors = [], [], []
+            for h in range(len(part.heirs)):
+                mine = rows.get((p, h), [])
+                kept = _agreed([made[i] for i in mine], part.drafts)
+                chosen.append(kept)
+                given.append([shares[i] for i in mine[: len(kept)] if i in shares])
+                errors.append(next((flight.errors[i] for i in mine if i in flight.errors), None))
+            results.append(Result(part, chosen, given, errors, vectors.get(p), flight.prompts.get(p, [])))
+        return results
+
+    def _choose(self, flight: Flight, hidden: Tensor) -> None:
+        choices = flight.choices
+        rows = list(dict.fromkeys(c.row for c in choices))
+        logits = self._loaded.model.logits(hidden[torch.tensor(rows, device=hidden.device)])
+        if len(rows) < len(choices):  # a prompt that is read once for several completions
+            place = {row: i for i, row in enumerate(rows)}
+            logits = logits[torch.tensor([place[c.row] for c in choices], device=hidden.device)]
+        try:
+            flight.tokens = self._sample(logits, choices)
+        except Exception:  # whatever it is: some row's settings; the others are not to suffer for it
+            flight.tokens = self._sample_each(flight, logits)
+        if self._latest is not None:
+            lanes = torch.tensor([c.sequence.lane for c in choices], device=hidden.device)
+            self._latest[lanes] = flight.tokens
+        if any(c.answer.request.params.logprobs is not None for c in choices):
+            flight.logits = logits
+
+    def _sample(self, logits: Tensor, choices: list[_Choice]) -> Tensor:
+        answers = tuple(c.answer for c in choices)
+        if self._settings is None or self._settings[0] != answers:
+            made = Settings.of(
+                [a.request.params for a in answers],
+                [a.seed for a in answers],
+                [len(a.request.token_ids) for a in answers],
+                vocabulary=self._loaded.config.vocabulary,
+                device=logits.device,
+            )
+            self._settings = answers, made
+        settings = self._settings[1]
+        lengths = torch.tensor([c.length for c in choices], device=logits.device)
+        history = None if settings.penalties is None else _history(choices).to(logits.device)
+        return sample(logits, settings, lengths, history)
+
+    def _sample_each(self, flight: Flight, logits: Tensor) -> Tensor:
+        tokens = torch.full((len(flight.choices),), BAD, device=logits.device)
+        for i, choice in enumerate(flight.choices):
+            try:
+                tokens[i] = self._sample(logits[i : i + 1], [choice])[0]
+            except Exception as error:
+                flight.errors[i] = f"its tokens cannot be chosen: {type(error).__name__}: {error}"
+        return tokens
+
+    def _logprobs(self, flight: Flight) -> dict[int, dict[int, Logprob]]:
+        """By choice, for those that asked."""
+        if flight.logits is None or flight.tokens is None:
+            return {}
+        asked = [(i, c.answer.request.params.logprobs) for i, c in enumerate(flight.choices)]
+        tops = {i: top for i, top in asked if top is not None}
+        chosen = torch.tensor(list(tops), device=flight.logits.device)
+        found = logprobs(flight.logits[chosen], flight.tokens[chosen], list(tops.values()), self._text)
+        return dict(zip(tops, found, strict=True))
+
+    def _read_prompts(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
+        row = 0
+        for p, part in enumerate(flight.parts):
+            first, row = row, row + part.count
+            owner = owners[part.sequence]
+            if isinstance(owner, Reading) or part.sequence.number or part.start >= part.sequence.prompt - 1:
+                continue
+            top = owner.request.params.prompt_logprobs
+            if top is not None:
+                following = part.sequence.tokens[part.start + 1 : min(part.end + 1, part.sequence.prompt)]
+                flight.prompts[p] = prompt_logprobs(
+                    hidden[first : first + len(following)],
+                    self._loaded.model.logits,
+                    following,
+                    top,
+                    self._text,
+                    vocabulary=self._loaded.config.vocabulary,
+                )
+
+    def _read_vectors(self, flight: Flight, hidden: Tensor, batch: Batch, owners: Owners) -> None:
+        for p, part in enumerate(flight.parts):
+            owner = owners[part.sequence]
+            if isinstance(owner, Reading) and part.heirs:
+                flight.vectors[p] = meaning(self._loaded, hidden[batch.last_rows[p]], owner)
+
+    def _text(self, token: int) -> str:
+        tokenizer = self._loaded.tokenizer
+        return "" if tokenizer is None else tokenizer.decode([token], skip_special=False)
+
+
+def _choices(parts: list[Part], owners: Owners) -> list[_Choice]:
+    choices: list[_Choice] = []
+    row = 0
+    for p, part in enumerate(parts):
+        row += part.count
+        for h, heir in enumerate(part.heirs):
+            owner = owners[heir]
+            if isinstance(owner, Reading):
+                continue
+            choices += [
+                _Choice(p, h, owner, heir, row - 1 - back, part.end - back)
+                for back in range(len(part.drafts), -1, -1)
+            ]
+    return choices
+
+
+def _agreed(made: list[int], drafts: tuple[int, ...]) -> list[int]:
+    """The tokens that stand: as long as the guess before was right, the next one was made from the truth."""
+    right = 0
+    while right < min(len(drafts), len(made) - 1) and drafts[right] == made[right]:
+        right += 1
+    return made[: right + 1]
+
+
+def _history(choices: list[_Choice]) -> Tensor:
+    """[R, L] int64 the tokens of rows with penalties, which are all known on the host; others stay zero."""
+    longest = max(c.length for c in choices)
+    table = np.zeros((len(choices), longest), dtype=np.int64)
+    for row, choice in enumerate(choices):
+        if choice.answer.request.params.penalized:
+            known: array[int] = choice.sequence.tokens
+            table[row, : choice.length] = np.frombuffer(known, dtype=np.int64)[: choice.length]
+    return torch.from_numpy(table)

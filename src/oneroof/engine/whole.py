@@ -1,0 +1,72 @@
+"""Texts for models that see in both directions: read whole, without chunks, pages or prefixes of others.
+
+Every token of such a text changes every other's state, so that nothing of it can be kept for another text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from oneroof.batch import pack
+from oneroof.engine.request import Reading, Vector
+from oneroof.load import Loaded
+
+
+class WholeTexts:
+    """Readings that wait, and are read together as many as fit a step, at least one."""
+
+    def __init__(self, loaded: Loaded, max_batch_tokens: int) -> None:
+        self.seconds = 0.0
+        self._loaded = loaded
+        self._most = max_batch_tokens
+        self._waiting: deque[tuple[int, Reading]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, key: int, reading: Reading) -> None:
+        """`reading` waits."""
+        self._waiting.append((key, reading))
+
+    def abort(self, key: int) -> None:
+        """It waits no more."""
+        self._waiting = deque(one for one in self._waiting if one[0] != key)
+
+    def step(self) -> list[tuple[int, Vector]]:
+        """Read the next group. If that fails, its readings fail and the others go on."""
+        group: list[tuple[int, Reading]] = []
+        rows = 0
+        while self._waiting and (not group or rows + len(self._waiting[0][1].token_ids) <= self._most):
+            group.append(self._waiting.popleft())
+            rows += len(group[-1][1].token_ids)
+        if not group:
+            return []
+        began = time.perf_counter()
+        try:
+            found = self._read([reading for _, reading in group])
+        except Exception as error:
+            message = f"a step failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return [(key, Vector(reading.index, (), message)) for key, reading in group]
+        finally:
+            self.seconds += time.perf_counter() - began
+        return [(key, Vector(r.index, values)) for (key, r), values in zip(group, found, strict=True)]
+
+    @torch.inference_mode()
+    def _read(self, readings: list[Reading]) -> list[tuple[float, ...]]:
+        model = self._loaded.model
+        alphas = [model.ntk_alpha(len(r.token_ids)) for r in readings]
+        stretched = alphas if any(a != 1.0 for a in alphas) else None
+        batch = pack([r.token_ids for r in readings], alphas=stretched, device=self._loaded.device)
+        last = model(batch)[batch.last_rows]
+        return [tuple(meaning(self._loaded, row, r).tolist()) for row, r in zip(last, readings, strict=True)]
+
+
+def meaning(loaded: Loaded, hidden_D: Tensor, reading: Reading) -> Tensor:
+    """What `reading` wants of its last token's final hidden state: itself, or the logits of some words."""
+    if not reading.words:
+        return hidden_D.float()
+    return loaded.model.logits(hidden_D[None])[0, list(reading.words)]
