@@ -33,15 +33,29 @@ from oneroof.weights.stored import StoredWeights
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model ready to run, with what belongs to it."""
+class Front:
+    """What turns words into tokens for a model and back, without its weights."""
 
     config: ModelConfig
-    model: Decoder
     tokenizer: Tokenizer | None  # None where the folder has none, which only token ids can do without
     template: ChatTemplate | None
     generation: dict[str, object]  # generation_config.json, or nothing
     folder: Path
+
+    def text(self) -> Tokenizer:
+        """The tokenizer; UserError where the folder has none."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.folder} has no tokenizer; prompts of token ids are allowed; copy the tokenizer files"
+            )
+        return self.tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded(Front):
+    """A model ready to run, with what belongs to it."""
+
+    model: Decoder
 
     @property
     def device(self) -> torch.device:
@@ -52,14 +66,6 @@ class Loaded:
     def dtype(self) -> torch.dtype:
         """Of weights and activations."""
         return self.model.norm.weight.dtype
-
-    def text(self) -> Tokenizer:
-        """The tokenizer; UserError where the folder has none."""
-        if self.tokenizer is None:
-            raise UserError(
-                f"{self.folder} has no tokenizer; prompts of token ids are allowed; copy the tokenizer files"
-            )
-        return self.tokenizer
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -104,11 +110,8 @@ def load(
     called with bytes while weights are read. Raises UserError for whatever the user can mend.
     """
     folder = locate(model, revision=revision, hub=hub)
-    keys = read_keys(folder)
-    family, config = family_of(keys), read_facts(keys)
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    template = load_template(folder, tokenizer) if tokenizer is not None else None
-    generation = read_object(folder / "generation_config.json")
+    front, family = read_front(folder), family_of(read_keys(folder))
+    config = front.config
     dropped: tuple[Ignored, ...] = ()
     if layers is not None:
         config, dropped = _first_layers(config, layers)
@@ -126,7 +129,15 @@ def load(
     else:
         fill(decoder.tensors(), stored, names, tied=config.tied_head, report=progress)
     decoder.eval().requires_grad_(False)
-    return Loaded(config, decoder, tokenizer, template, generation, folder)
+    return Loaded(config, front.tokenizer, front.template, front.generation, folder, decoder)
+
+
+def read_front(folder: Path) -> Front:
+    """What the folder says of its model, its tokenizer and its template; no weights."""
+    config = read_facts(read_keys(folder))
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    template = load_template(folder, tokenizer) if tokenizer is not None else None
+    return Front(config, tokenizer, template, read_object(folder / "generation_config.json"), folder)
 
 
 def _settled(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelConfig:

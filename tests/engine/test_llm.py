@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from oneroof.device import Memory
-from oneroof.engine import plain
+from oneroof.engine import capacity, plain
 from oneroof.engine.llm import LLM
 from oneroof.engine.request import SamplingParams, defaults
 from oneroof.errors import UserError
@@ -124,7 +124,7 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(
         {"dp": 2},
         {"quantization": "w8a16"},
         {"kv": "kv8"},
-        {"engine": "paged"},
+        {"engine": "fast"},
         {"execution": "graph"},
         {"max_batch": 0},
         {"max_batch_tokens": 0},
@@ -192,8 +192,11 @@ def test_a_declared_first_token_stands_before_a_text(checkpoint: Callable[..., P
 
 def test_a_cache_that_does_not_fit_is_refused(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "memory", lambda place: Memory(total=10**6, free=1000))
-    with LLM(loaded) as llm, pytest.raises(UserError, match="memory are free"):
+    with LLM(loaded, engine="plain") as llm, pytest.raises(UserError, match="memory are free"):
         llm.generate("a", GREEDY)
+    monkeypatch.setattr(capacity, "memory", lambda place: Memory(total=10**6, free=1000))
+    with pytest.raises(UserError, match="1e-06 GB are free on cpu"):
+        LLM(loaded)
 
 
 def test_a_folder_without_tokenizer_takes_ids_only(checkpoint: Callable[..., Path]) -> None:

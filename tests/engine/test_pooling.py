@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from oneroof import LLM
-from oneroof.engine import pooling
 from oneroof.engine.relevance import TASK
 from oneroof.errors import UserError
 from oneroof.load import load
@@ -43,12 +42,11 @@ def test_embeddings(checkpoint: Checkpoint, family: str, bidirectional: bool) ->
     torch.testing.assert_close(alone[0], vectors[1], rtol=1e-4, atol=1e-5)
 
 
-def test_many_texts_are_cut_into_several_forwards(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with LLM(checkpoint("qwen3_embedding"), device="cpu", dtype="float32") as llm:
+def test_many_texts_are_cut_into_several_forwards(checkpoint: Checkpoint) -> None:
+    loaded = load(checkpoint("qwen3_embedding"), device="cpu", dtype="float32")
+    with LLM(loaded, engine="plain") as llm:
         whole = torch.tensor(llm.embed(TEXTS))
-        monkeypatch.setattr(pooling, "_BATCH_TOKENS", 8)
+    with LLM(loaded, max_batch_tokens=8, max_batch=2, page_size=4) as llm:
         torch.testing.assert_close(torch.tensor(llm.embed(TEXTS)), whole, rtol=1e-4, atol=1e-5)
         assert llm.embed([]) == []
 

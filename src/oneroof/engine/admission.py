@@ -21,6 +21,7 @@ def admit(
     context: int,
     ends: frozenset[int],
     seed: int,
+    namespace: str = "",
 ) -> Request:
     """Request `index`. `prompt` is the text of `token_ids`, if any.
 
@@ -49,6 +50,7 @@ def admit(
         ends=frozenset() if params.ignore_eos else ends,
         seed=seed if params.seed is None else params.seed,
         limit=left if params.max_tokens is None else min(left, params.max_tokens),
+        namespace=namespace,
     )
 
 

@@ -57,8 +57,10 @@ class Answer:
 
     def _advance(self, token: int, logprob: Mapping[int, Logprob] | None) -> str:
         if token == BAD:
-            self.error = "its logits are not numbers"
-            return self._end("error", None)
+            piece = self._end("error", None)
+            self.stop_reason = None  # an error it stays, whatever the end of its text would have stopped
+            self.fail("its logits are not numbers")
+            return piece
         self.token_ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)

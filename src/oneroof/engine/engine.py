@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -114,13 +114,11 @@ class Engine:
         """
         if key in self._jobs:
             raise ValueError(f"key {key} is under way already")
+        request = self.check(request)
         if isinstance(request, Reading):
             self._add_reading(key, request)
             return
-        if not self.loaded.config.causal or self.loaded.model.head is None:
-            raise UserError("this model writes no text; embeddings are allowed; use embed")
         params, length = request.params, len(request.token_ids)
-        request = self._fitted(request)
         answers = [Answer(request, number, self.loaded.tokenizer) for number in range(params.n)]
         chained = self._chain(request.namespace, length, adapter=params.adapter)
         sequences = [
@@ -141,6 +139,27 @@ class Engine:
         self._jobs[key] = _Job(request, answers, sequences)
         self._owners.update(zip(sequences, answers, strict=True))
         self.scheduler.add(sequences[0])
+
+    def check(self, request: Request | Reading) -> Request | Reading:
+        """What `add` makes of `request`; one that writes until the context is full may end before that.
+
+        Raises UserError where it can never be served here.
+        """
+        length, fits = len(request.token_ids), self.scheduler.fits
+        if isinstance(request, Reading):
+            if self.loaded.config.causal and not fits(length):
+                raise UserError(self._too_long(request.index, length, 0))
+            if request.words and self.loaded.model.head is None:
+                raise UserError("this model has no head; embeddings are allowed, scores are not; use embed")
+            return request
+        if not self.loaded.config.causal or self.loaded.model.head is None:
+            raise UserError("this model writes no text; embeddings are allowed; use embed")
+        if fits(length + request.limit - 1):
+            return request
+        left = self.scheduler.allocator.pages * self.options.page_size - length + 1
+        if request.params.max_tokens is not None or left < 1:
+            raise UserError(self._too_long(request.index, length, request.limit))
+        return replace(request, limit=left)
 
     def abort(self, key: int) -> None:
         """Request `key` is over, and its pages are free; a key that is not under way is passed over."""
@@ -201,8 +220,6 @@ class Engine:
             self._whole.add(key, reading)
             self._jobs[key] = _Look(reading, [])
             return
-        if not self.scheduler.fits(length):
-            raise UserError(self._too_long(reading.index, length, 0))
         sequence = Sequence(
             key,
             0,
@@ -215,16 +232,6 @@ class Engine:
         self._jobs[key] = _Look(reading, [sequence])
         self._owners[sequence] = reading
         self.scheduler.add(sequence)
-
-    def _fitted(self, request: Request) -> Request:
-        """`request`, if the cache can hold it; one that writes until the context is full ends before that."""
-        length = len(request.token_ids)
-        if self.scheduler.fits(length + request.limit - 1):
-            return request
-        left = self.scheduler.allocator.pages * self.options.page_size - length + 1
-        if request.params.max_tokens is not None or left < 1:
-            raise UserError(self._too_long(request.index, length, request.limit))
-        return Request(**(vars(request) | {"limit": left}))
 
     def _too_long(self, index: int, length: int, limit: int) -> str:
         pages, size = self.scheduler.allocator.pages, self.options.page_size

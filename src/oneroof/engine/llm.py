@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeGuard
 
-from oneroof.engine.admission import admit, context_of, end_tokens
-from oneroof.engine.noise import fresh_seed, nth_seed
+from oneroof.engine.admission import context_of
+from oneroof.engine.engine import Engine, Event
+from oneroof.engine.intake import Intake, Messages, Params, Prompt
+from oneroof.engine.options import EngineOptions
 from oneroof.engine.plain import PlainLoop
-from oneroof.engine.pooling import embed
-from oneroof.engine.relevance import TASK, score
-from oneroof.engine.request import SEEDS, Output, Piece, Request, SamplingParams, defaults, whole
-from oneroof.engine.stats import Speed
+from oneroof.engine.pooling import unit
+from oneroof.engine.relevance import TASK, probability
+from oneroof.engine.request import SEEDS, Output, Piece, Reading, Request, Vector, whole
+from oneroof.engine.stats import Speed, Stats
+from oneroof.engine.whole import WholeTexts
 from oneroof.errors import UserError
 from oneroof.hub import locate
 from oneroof.load import Loaded, load
 from oneroof.models import read_config
-from oneroof.text.chatml import END, START
-from oneroof.text.conversation import Message
 
-Messages = Sequence[Message]
-Prompt = str | Sequence[int] | Messages
-Params = SamplingParams | Sequence[SamplingParams] | None
+_PLAIN_ROWS = 8192  # of one forward, where texts are read without the engine
 
 
 class LLM:
@@ -47,9 +47,13 @@ class LLM:
         kv: str = "float",
         kv_memory: float | None = None,
         max_model_len: int | None = None,
-        max_batch_tokens: int = 8192,
+        max_batch_tokens: int = 2048,
         max_batch: int = 8,
-        engine: str = "plain",
+        page_size: int = 16,
+        device_memory: float | None = None,
+        reserve_memory: float | None = None,
+        prefix_cache: bool = True,
+        engine: str = "paged",
         execution: str = "eager",
         random_weights: bool = False,
         layers: int | None = None,
@@ -60,16 +64,23 @@ class LLM:
     ) -> None:
         """`seed` serves requests that bring none: request i of a call draws with ``seed + i``. None: anew.
 
-        `kv_memory` is in GB of 10^9 bytes; `progress(done, all)` is told bytes while weights are read.
+        Memory is in GB of 10^9 bytes, as in `EngineOptions`; `progress(done, all)` is told bytes while
+        weights are read.
         """
         wanted = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "quantization": quantization, "kv": kv}
         _refuse_unserved({**wanted, "engine": engine, "execution": execution})
-        whole("max_batch", max_batch, 1, None, "leave it out for the usual number")
-        whole("max_batch_tokens", max_batch_tokens, 1, None, "leave it out for the usual number")
+        options = EngineOptions(
+            kv_memory=kv_memory,
+            page_size=page_size,
+            max_model_len=max_model_len,
+            max_batch=max_batch,
+            max_batch_tokens=max_batch_tokens,
+            device_memory=device_memory,
+            reserve_memory=reserve_memory,
+            prefix_cache=prefix_cache,
+        )
         if seed is not None:
             whole("seed", seed, *SEEDS, "any number of 64 bits")
-        if kv_memory is not None and not kv_memory > 0:
-            raise UserError(f"kv_memory is {kv_memory}; more than 0 GB is allowed; leave it out for no limit")
         if isinstance(model, Loaded):
             loaded = model
         else:
@@ -84,11 +95,18 @@ class LLM:
                 seed=seed or 0,
                 progress=progress,
             )
-        self._seed = seed
-        self._context = context_of(loaded.config, max_model_len)
-        self._loop: PlainLoop | None = PlainLoop(
-            loaded, max_batch=max_batch, max_batch_tokens=max_batch_tokens, kv_memory=kv_memory
-        )
+        self._runs: PlainLoop | Engine | None
+        context = context_of(loaded.config, max_model_len)
+        if engine == "plain":
+            self._runs = PlainLoop(
+                loaded, max_batch=max_batch, max_batch_tokens=max_batch_tokens, kv_memory=kv_memory
+            )
+        else:
+            self._runs = Engine(loaded, options)
+            context = self._runs.context
+        self._intake = Intake.of(loaded, context=context, seed=seed)
+        self._keys = itertools.count()
+        self._boxes: dict[int, deque[tuple[int, Event]]] = {}
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, special: bool = False
@@ -99,8 +117,7 @@ class LLM:
         tokens written in a string become their ids. Raises UserError before anything runs if a prompt cannot
         be served.
         """
-        outputs = [piece.output for piece in self.stream(prompts, params, special=special)]
-        return sorted((o for o in outputs if o is not None), key=lambda o: o.index)
+        return _outputs(self.stream(prompts, params, special=special))
 
     def stream(
         self,
@@ -112,13 +129,10 @@ class LLM:
     ) -> Iterator[Piece]:
         """The same as it is written: pieces of all prompts mixed; `Piece.index` says whose. Checked at once.
 
-        `switches` are for prompts that are messages, as in `chat`.
+        `switches` are for prompts that are messages, as in `chat`. To leave early ends what is under way.
         """
-        if isinstance(prompts, Mapping):
-            raise UserError("a prompt is one message; a list of messages is allowed; put it into a list")
-        listed: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment]
-        ids = [self._tokens(prompt, special, switches or {}) for prompt in listed]
-        return self._run(listed, ids, params)
+        self._open()
+        return self._write(self._intake.requests(prompts, params, special=special, switches=switches))
 
     def chat(
         self,
@@ -132,10 +146,10 @@ class LLM:
 
         `tools` and `switches` (such as ``{"enable_thinking": False}``) are handed to the chat template.
         """
-        several: Sequence[Messages] = [messages] if _is_messages(messages) else messages  # type: ignore[assignment]
-        ids = [self._conversation(m, tools, switches or {}) for m in several]
-        outputs = [piece.output for piece in self._run(several, ids, params)]
-        return sorted((o for o in outputs if o is not None), key=lambda o: o.index)
+        self._open()
+        return _outputs(
+            self._write(self._intake.conversations(messages, params, tools=tools, switches=switches))
+        )
 
     def embed(
         self, texts: str | Sequence[str], *, instruction: str | None = None, prompt: str | None = None
@@ -144,16 +158,16 @@ class LLM:
 
         `instruction`: what the texts are queries for, in words; `prompt`: one of the folder's own, by name.
         """
-        several = [texts] if isinstance(texts, str) else texts
-        vectors: list[list[float]] = embed(
-            self.loaded, several, instruction=instruction, prompt=prompt
-        ).tolist()
-        return vectors
+        self._open()
+        return [
+            unit(v) for v in self._read(self._intake.embedding(texts, instruction=instruction, prompt=prompt))
+        ]
 
     def score(self, query: str, documents: str | Sequence[str], *, instruction: str = TASK) -> list[float]:
         """How well each document answers `query`: a reranker's probability of "yes", in order."""
-        several = [documents] if isinstance(documents, str) else documents
-        return score(self.loaded, query, several, instruction=instruction)
+        self._open()
+        readings = self._intake.relevance(query, documents, instruction=instruction)
+        return [probability(v) for v in self._read(readings)]
 
     @property
     def loaded(self) -> Loaded:
@@ -161,13 +175,25 @@ class LLM:
         return self._open().loaded
 
     @property
+    def context(self) -> int:
+        """Tokens that prompt and text may have together here."""
+        return self._intake.context
+
+    @property
     def speed(self) -> Speed:
         """Tokens and seconds so far."""
         return self._open().speed
 
+    def stats(self) -> Stats:
+        """What the paged engine did and has; UserError for the plain loop, which counts nothing."""
+        runs = self._open()
+        if isinstance(runs, PlainLoop):
+            raise UserError("the plain loop has no stats; engine 'paged' is allowed; leave engine out")
+        return runs.stats()
+
     def close(self) -> None:
         """Let go of the model; asking for more is an error. Closing twice is not."""
-        self._loop = None
+        self._runs = None
 
     def __enter__(self) -> LLM:
         return self
@@ -177,85 +203,64 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _open(self) -> PlainLoop:
-        if self._loop is None:
+    def _open(self) -> PlainLoop | Engine:
+        if self._runs is None:
             raise UserError("this LLM is closed; no more prompts are allowed; make another")
-        return self._loop
+        return self._runs
 
-    def _run(
-        self, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], params: Params
-    ) -> Iterator[Piece]:
-        loop = self._open()
-        _check_writes(loop.loaded)
-        each = self._params(params, len(ids))
-        return loop.run([self._admit(i, prompts[i], ids[i], each[i]) for i in range(len(ids))])
+    def _write(self, requests: Sequence[Request]) -> Iterator[Piece]:
+        runs = self._open()
+        if isinstance(runs, PlainLoop):
+            return runs.run(requests)
+        return (event for event in self._served(runs, requests) if isinstance(event, Piece))
 
-    def _admit(self, index: int, prompt: Prompt, ids: Sequence[int], params: SamplingParams) -> Request:
-        loaded = self.loaded
-        if params.stops:
-            loaded.text()  # stop strings need a tokenizer
-        ends = end_tokens(loaded.config, loaded.generation)
-        if _is_messages(prompt):  # a turn ends at its mark, whatever else ends a text
-            special = loaded.text().special
-            ends |= {special[mark] for mark in (START, END) if mark in special}
-        return admit(
-            index,
-            prompt if isinstance(prompt, str) else None,
-            ids,
-            params,
-            config=loaded.config,
-            context=self._context,
-            ends=ends,
-            seed=fresh_seed() if self._seed is None else nth_seed(self._seed, index),
-        )
+    def _read(self, readings: Sequence[Reading]) -> list[Vector]:
+        runs = self._open()
+        if isinstance(runs, PlainLoop):
+            texts = WholeTexts(runs.loaded, _PLAIN_ROWS)
+            for i, reading in enumerate(readings):
+                texts.add(i, reading)
+            found: list[Vector] = []
+            while len(texts):
+                found += [vector for _, vector in texts.step()]
+        else:
+            found = [event for event in self._served(runs, readings) if isinstance(event, Vector)]
+        return sorted(found, key=lambda vector: vector.index)
 
-    def _params(self, params: Params, count: int) -> Sequence[SamplingParams]:
-        if params is None:
-            params = defaults(self.loaded.generation)
-        if isinstance(params, SamplingParams):
-            return [params] * count
-        if len(params) != count:
-            raise UserError(
-                f"{len(params)} SamplingParams for {count} prompts; one for all or one each is allowed"
-            )
-        return params
+    def _served(self, engine: Engine, wanted: Sequence[Request | Reading]) -> Iterator[Event]:
+        """What `wanted` bring, as it comes: they are checked at once, and run from the first `next`."""
+        for one in wanted:
+            engine.check(one)
+        return self._events(engine, wanted)
 
-    def _tokens(self, prompt: Prompt, special: bool, switches: Mapping[str, object]) -> Sequence[int]:
-        if isinstance(prompt, str):
-            tokenizer = self.loaded.text()
-            ids = tokenizer.encode(prompt, special=special)
-            return [*tokenizer.prepended, *ids] if ids else ids
-        if _is_ids(prompt):
-            return prompt
-        if _is_messages(prompt):
-            return self._conversation(prompt, None, switches)
-        raise UserError(
-            f"a prompt is {prompt!r:.80}; a string, a list of token ids or a list of messages is allowed"
-        )
-
-    def _conversation(
-        self, messages: Messages, tools: Sequence[Mapping[str, object]] | None, switches: Mapping[str, object]
-    ) -> Sequence[int]:
-        template = self.loaded.template
-        if template is None:
-            raise UserError(
-                f"{self.loaded.folder} has no tokenizer; prompts of token ids are allowed; use those"
-            )
-        window = self.loaded.generation.get("max_window_size")  # stands where there is no template of its own
-        most = window if isinstance(window, int) else None
-        return template.tokens(messages, tools=tools, switches=switches, window=most)
+    def _events(self, engine: Engine, wanted: Sequence[Request | Reading]) -> Iterator[Event]:
+        box: deque[tuple[int, Event]] = deque()
+        left: set[int] = set()
+        try:
+            for one in wanted:
+                key = next(self._keys)
+                engine.add(key, one)
+                left.add(key)
+                self._boxes[key] = box
+            while left:
+                if not box:
+                    for key, event in engine.step():  # others' too, where several streams are read in turn
+                        self._boxes[key].append((key, event))
+                while box:
+                    key, event = box.popleft()
+                    if isinstance(event, Vector) or event.output is not None:
+                        left.discard(key)
+                        del self._boxes[key]
+                    yield event
+        finally:
+            for key in left:
+                engine.abort(key)
+                self._boxes.pop(key, None)
 
 
-def _check_writes(loaded: Loaded) -> None:
-    """UserError for a model that gives vectors alone."""
-    if not loaded.config.causal:
-        raise UserError(
-            f"{loaded.folder} sees in both directions; embeddings are allowed, text is not; use embed"
-        )
-    if loaded.model.head is None:
-        raise UserError(
-            f"{loaded.folder} has no lm_head.weight; embeddings are allowed, text is not; use embed"
-        )
+def _outputs(pieces: Iterator[Piece]) -> list[Output]:
+    outputs = [piece.output for piece in pieces if piece.output is not None]
+    return sorted(outputs, key=lambda output: output.index)
 
 
 _SERVED: dict[str, tuple[object, ...]] = {
@@ -265,7 +270,7 @@ _SERVED: dict[str, tuple[object, ...]] = {
     "dp": (1,),
     "quantization": (None, "none"),
     "kv": ("float",),
-    "engine": ("plain",),
+    "engine": ("paged", "plain"),
     "execution": ("eager",),
 }
 
@@ -274,18 +279,5 @@ def _refuse_unserved(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         allowed = _SERVED[name]
         if value not in allowed:
-            raise UserError(
-                f"{name} is {value!r}; only {allowed[-1]!r} is served in this version; leave it out"
-            )
-
-
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> TypeGuard[Prompt]:
-    return isinstance(prompts, str) or _is_ids(prompts) or _is_messages(prompts)
-
-
-def _is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(t, int) for t in prompt)
-
-
-def _is_messages(prompt: object) -> TypeGuard[Messages]:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(m, Mapping) for m in prompt)
+            served = " and ".join(repr(one) for one in allowed if one is not None)
+            raise UserError(f"{name} is {value!r}; {served} is served in this version; leave it out")

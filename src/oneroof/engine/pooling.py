@@ -1,25 +1,21 @@
 """Embeddings: a text's vector is the final hidden state of its last token, brought to length 1.
 
-What the folder says of itself is followed: pooling and prompts in the layout of sentence-transformers, the
-end token that its tokenizer appends. Letters: T tokens, D model width.
+What the folder says of itself is followed: pooling and prompts in the layout of sentence-transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from oneroof.batch import pack
+from oneroof.engine.request import Vector
 from oneroof.errors import UserError
 from oneroof.jsonfile import read_object
-from oneroof.load import Loaded, check_tokens
-
-_BATCH_TOKENS = 8192  # of one forward, unless a single text is longer
 
 
 @dataclass(frozen=True)
@@ -63,51 +59,19 @@ def read_pooling(folder: Path) -> Pooling:
     return Pooling(prompts=named)
 
 
-@torch.inference_mode()
-def embed(
-    loaded: Loaded, texts: Sequence[str], *, instruction: str | None = None, prompt: str | None = None
-) -> Tensor:
-    """[len(texts), D] float32 on the host, each row of length 1.
-
-    `instruction` says in words what the texts are queries for; `prompt` names one of the folder's own
-    prompts.
-    """
-    pooling, tokenizer = read_pooling(loaded.folder), loaded.text()
-    prefix = pooling.prefix(instruction, prompt)
-    end = tokenizer.appended or (() if tokenizer.eos is None else (tokenizer.eos,))
-    sequences = [[*tokenizer.prepended, *tokenizer.encode(prefix + text), *end] for text in texts]
-    check_tokens(sequences, loaded.config)
-    rows = [last_states(loaded, group) for group in groups(sequences)]
-    vectors = torch.cat(rows) if rows else torch.empty(0, loaded.config.dim)
-    vectors = F.normalize(vectors.float(), dim=-1).cpu()
-    check_numbers(vectors)
-    return vectors
+def unit(vector: Vector) -> list[float]:
+    """The state that `vector` brought, at length 1. UserError where it failed or is not of numbers."""
+    values = torch.tensor(check_numbers(vector))
+    made: list[float] = F.normalize(values, dim=0).tolist()
+    return made
 
 
-def check_numbers(found: Tensor) -> None:
-    """UserError where results are not numbers: the weights are damaged, or the dtype is too narrow."""
-    if not bool(found.isfinite().all()):
+def check_numbers(vector: Vector) -> tuple[float, ...]:
+    """Its values; UserError where it failed, or where the weights are damaged or the dtype too narrow."""
+    if vector.error is not None:
+        raise UserError(f"text {vector.index} could not be read: {vector.error}; the others could; try again")
+    if not all(map(math.isfinite, vector.values)):
         raise UserError(
             "the model gave results that are not numbers; finite ones are allowed; try dtype float32"
         )
-
-
-def last_states(loaded: Loaded, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """[S, D] the final hidden state of each sequence's last token, from one packed forward."""
-    alphas = [loaded.model.ntk_alpha(len(s)) for s in sequences]
-    stretched = alphas if any(a != 1.0 for a in alphas) else None
-    batch = pack(sequences, alphas=stretched, device=loaded.device)
-    hidden: Tensor = loaded.model(batch)
-    return hidden[batch.last_rows]
-
-
-def groups(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Neighbours whose tokens fit one forward."""
-    group: list[Sequence[int]] = []
-    for sequence in sequences:
-        if group and sum(map(len, group)) + len(sequence) > _BATCH_TOKENS:
-            yield group
-            group = []
-        group.append(sequence)
-    if group:
-        yield group
+    return vector.values

@@ -6,13 +6,12 @@ contain.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
-
-from oneroof.engine.pooling import check_numbers, groups, last_states
+from oneroof.engine.pooling import check_numbers
+from oneroof.engine.request import Vector
 from oneroof.errors import UserError
-from oneroof.load import Loaded, check_tokens
 from oneroof.text.tokenizer import Tokenizer
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -25,26 +24,28 @@ _MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-@torch.inference_mode()
-def score(loaded: Loaded, query: str, documents: Sequence[str], *, instruction: str = TASK) -> list[float]:
-    """A probability for each document, in order. UserError where the tokenizer lacks the prompt's words."""
-    tokenizer = loaded.text()
+def judged(
+    tokenizer: Tokenizer, query: str, documents: Sequence[str], instruction: str
+) -> tuple[tuple[int, int], list[tuple[int, ...]]]:
+    """The tokens of "no" and "yes", and a prompt for each document that one of them answers.
+
+    UserError where the tokenizer lacks the prompt's words.
+    """
     lacking = [mark for mark in _MARKS if mark not in tokenizer.added]
     if lacking:
         raise UserError(
             f"this tokenizer has no {lacking[0]}; rerankers need {', '.join(_MARKS)}; use one of them"
         )
-    no, yes = _word(tokenizer, "no"), _word(tokenizer, "yes")
     head, tail = tokenizer.encode(_HEAD, special=True), tokenizer.encode(_TAIL, special=True)
     ask = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
-    sequences = [[*head, *tokenizer.encode(ask + document), *tail] for document in documents]
-    check_tokens(sequences, loaded.config)
-    found: list[float] = []
-    for group in groups(sequences):
-        logits = loaded.model.logits(last_states(loaded, group))
-        found += logits[:, [no, yes]].softmax(-1)[:, 1].tolist()
-    check_numbers(torch.tensor(found))
-    return found
+    prompts = [(*head, *tokenizer.encode(ask + document), *tail) for document in documents]
+    return (_word(tokenizer, "no"), _word(tokenizer, "yes")), prompts
+
+
+def probability(vector: Vector) -> float:
+    """How probable "yes" is against "no"; UserError where the reading failed or gave no numbers."""
+    no, yes = check_numbers(vector)
+    return 1.0 / (1.0 + math.exp(min(no - yes, 700.0)))  # e^700 is near the end of float64
 
 
 def _word(tokenizer: Tokenizer, word: str) -> int:
