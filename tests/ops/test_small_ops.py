@@ -39,7 +39,7 @@ def test_swiglu_gates_with_the_first_half() -> None:
 
 
 @pytest.mark.parametrize("width", [5, 16])  # rows of 20 bytes, and of 64 as the grouped product wants them
-@pytest.mark.parametrize("tokens", [0, 1, 2, 17])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 17, 80])  # sorted by expert, or all experts for few rows
 def test_mixture_equals_the_loop_over_tokens(tokens: int, width: int) -> None:
     """Experts 0 and 5 are never chosen, expert 2 always."""
     gate_up, down = torch.randn(6, 2 * width, 8), torch.randn(6, 8, width)
@@ -53,7 +53,7 @@ def test_mixture_equals_the_loop_over_tokens(tokens: int, width: int) -> None:
     torch.testing.assert_close(ops.mixture(x, weights, chosen, gate_up, down), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 20, 80])
 def test_mixture_in_16_bits_is_near_float32(tokens: int) -> None:
     gate_up, down = torch.randn(6, 32, 8).bfloat16(), torch.randn(6, 8, 16).bfloat16()
     x, weights = torch.randn(tokens, 8).bfloat16(), torch.rand(tokens, 2)

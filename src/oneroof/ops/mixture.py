@@ -39,8 +39,11 @@ def mixture(
     Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing.
     """
     tokens, k = chosen_Tk.shape
-    if better_as_vector(x_TD) and not torch.compiler.is_compiling():  # it looks at `chosen` on the host
-        return _one_token(x_TD[0], weights_Tk[0], chosen_Tk[0], gate_up_E2FD, down_EDF)
+    if not torch.compiler.is_compiling():  # what looks at counts or at `chosen` on the host
+        if better_as_vector(x_TD):
+            return _one_token(x_TD[0], weights_Tk[0], chosen_Tk[0], gate_up_E2FD, down_EDF)
+        if _better_dense(x_TD, k, gate_up_E2FD):
+            return _dense(x_TD, weights_Tk, chosen_Tk, gate_up_E2FD, down_EDF)
     flat = chosen_Tk.reshape(-1)
     order = flat.argsort(stable=True)
     ends = torch.bincount(flat, minlength=gate_up_E2FD.shape[0]).cumsum(0).to(torch.int32)
@@ -62,10 +65,32 @@ def _one_token(
     return (weights_k.to(x_D.dtype) @ out)[None]
 
 
+def _better_dense(x_TD: Tensor, k: int, gate_up_E2FD: Tensor) -> bool:
+    """A few rows on a CPU that visit nearly all of some small experts: calls cost more than products."""
+    small = gate_up_E2FD.nbytes <= 1 << 22 and x_TD.dtype != torch.float16  # 0 times an overflow is no number
+    return small and x_TD.device.type == "cpu" and 2 * len(gate_up_E2FD) <= x_TD.shape[0] * k <= 64 * k
+
+
+def _dense(
+    x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """The same, every expert for every token, with weight 0 where it was not chosen."""
+    experts = gate_up_E2FD.shape[0]
+    both = torch.mm(gate_up_E2FD.flatten(0, 1), x_TD.t()).view(experts, -1, x_TD.shape[0])
+    gate, up = both.chunk(2, dim=1)
+    weights_TE = weights_Tk.new_zeros(x_TD.shape[0], experts).scatter_(1, chosen_Tk, weights_Tk)
+    hidden_EFT = F.silu(gate) * up
+    out_EDT = torch.bmm(down_EDF, hidden_EFT)
+    return torch.einsum("edt,te->td", out_EDT, weights_TE.to(x_TD.dtype))
+
+
 def _grouped(x_RK: Tensor, weight_ENK: Tensor, ends_E: Tensor) -> Tensor:
     """Rows ``ends[e - 1] .. ends[e]`` of x times expert e's weight, transposed: [R, N]."""
     aligned = all(size * x_RK.element_size() % 16 == 0 for size in weight_ENK.shape[1:])
     if aligned and (x_RK.device.type == "cpu" or x_RK.dtype == torch.bfloat16):  # what torch 2.13 serves
+        few = x_RK.shape[0] <= 8 * weight_ENK.shape[0] and not torch.compiler.is_compiling()
+        if few and x_RK.device.type == "cpu" and x_RK.dtype != torch.float32:  # as in `better_weight_first`
+            return F.grouped_mm(weight_ENK, x_RK.t(), offs=ends_E).t().contiguous()
         return F.grouped_mm(x_RK, weight_ENK.transpose(1, 2), offs=ends_E)
     counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
     return torch.cat([F.linear(rows, weight_ENK[e]) for e, rows in enumerate(x_RK.split(counts))])
