@@ -188,7 +188,11 @@ class Scheduler:
     def _hold(self, sequence: Sequence, rows: int, *, preempt: bool) -> int:
         """How many of its next `rows` have pages of its own to be written to, now; 0 if it lost its own."""
         pages, first = sequence.pages, sequence.computed // self.page_size
-        if first < len(pages) and not self.allocator.writable(pages[first]):
+        shared = first < len(pages) and not self.allocator.writable(pages[first])
+        while shared and preempt and not self.allocator.available and self.running[-1] is not sequence:
+            self._preempt(self.running[-1])  # perhaps the one it shares with: then no copy is needed
+            shared = not self.allocator.writable(pages[first])
+        if shared:
             page = self._take(sequence, preempt)
             if page is None:
                 return 0
