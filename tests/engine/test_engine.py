@@ -1,4 +1,4 @@
-"""The engine by itself: what is wrong with a request ends it alone, nothing is leaked, nothing waits for ever."""
+"""The engine by itself: what is wrong with a request ends it alone, nothing leaks, nothing waits for ever."""
 
 from __future__ import annotations
 
