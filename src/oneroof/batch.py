@@ -26,8 +26,8 @@ class Paging:
     slots: Tensor  # [T] int64: page * page_size + offset, where each token's key and value are written
     page_size: int
     first_page: int = -1
-    """A contiguous cache: the table is [[first], [first + 1], ...], which is read without gathering. What such
-    a page holds past its sequence's end must be numbers; it is masked. -1 for any other table."""
+    """A contiguous cache: the table is [[first], [first + 1], ...], which is read without gathering. What
+    such a page holds past its sequence's end must be numbers; it is masked. -1 for any other table."""
 
 
 @dataclass(frozen=True)

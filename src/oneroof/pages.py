@@ -22,7 +22,7 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class KVCache:
-    """The pools of all layers, which are one tensor; every sequence's table of pages is good for each layer."""
+    """The pools of all layers, one tensor in all; a sequence's table of pages is good for each of them."""
 
     pool: Tensor  # [layers, 2, N, P, K, d]
     layers: tuple[LayerCache, ...]  # views of it

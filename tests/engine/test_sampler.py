@@ -76,7 +76,7 @@ def test_draws_are_those_that_the_judges_processors_leave(options: dict[str, Any
         row = logits(1, seed)[0]
         scores = judged(params, row)
         lengths = torch.tensor([seed])
-        expected = (scores + gumbel(torch.tensor([4]), lengths, V)[0]).argmax()
+        expected = (scores + gumbel(torch.tensor([4]), lengths, torch.arange(V))[0]).argmax()
         assert int(sample(row[None], settings([params], [4]), lengths, None)) == int(expected)
 
 
@@ -121,7 +121,7 @@ def test_equal_logits_stay_or_go_together() -> None:
 def test_greedy_takes_the_likeliest() -> None:
     rows = logits(5)
     greedy = settings([SamplingParams(temperature=0.0, top_k=3, top_p=0.1)] * 5)
-    assert greedy.temperature is None  # no sorting and no noise
+    assert not greedy.draws  # no sorting and no noise
     assert torch.equal(sample(rows, greedy, torch.ones(5, dtype=torch.int64), None), rows.argmax(-1))
 
 

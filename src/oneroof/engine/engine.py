@@ -318,7 +318,7 @@ class Engine:
             if self._drafter is not None and heir.runs_ahead:
                 heir.drafts = self._drafter(heir)
         else:
-            self.scheduler.finish(heir, spoiled=answer.finish_reason == "error")
+            self.scheduler.finish(heir, spoiled=error is None and BAD in tokens)
             del self._owners[heir]
         index = job.request.index
         output = self._output(heir.key, job) if answer.finish_reason is not None else None

@@ -96,14 +96,7 @@ class LLM:
                 progress=progress,
             )
         self._runs: PlainLoop | Engine | None
-        context = context_of(loaded.config, max_model_len)
-        if engine == "plain":
-            self._runs = PlainLoop(
-                loaded, max_batch=max_batch, max_batch_tokens=max_batch_tokens, kv_memory=kv_memory
-            )
-        else:
-            self._runs = Engine(loaded, options)
-            context = self._runs.context
+        self._runs, context = _runs(loaded, options, engine)
         self._intake = Intake.of(loaded, context=context, seed=seed)
         self._keys = itertools.count()
         self._boxes: dict[int, deque[tuple[int, Event]]] = {}
@@ -256,6 +249,20 @@ class LLM:
             for key in left:
                 engine.abort(key)
                 self._boxes.pop(key, None)
+
+
+def _runs(loaded: Loaded, options: EngineOptions, engine: str) -> tuple[PlainLoop | Engine, int]:
+    """The engine of that name, and the tokens that a sequence can have in it."""
+    if engine == "paged":
+        made = Engine(loaded, options)
+        return made, made.context
+    loop = PlainLoop(
+        loaded,
+        max_batch=options.max_batch,
+        max_batch_tokens=options.max_batch_tokens,
+        kv_memory=options.kv_memory,
+    )
+    return loop, context_of(loaded.config, options.max_model_len)
 
 
 def _outputs(pieces: Iterator[Piece]) -> list[Output]:

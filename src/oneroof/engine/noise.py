@@ -15,16 +15,16 @@ from torch import Tensor
 _LARGEST = 1.0 - 2.0**-24  # the float32 below 1
 
 
-def gumbel(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
-    """[S, V] float32 standard Gumbel noise; V is `size`.
+def gumbel(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+    """[S, V] float32 standard Gumbel noise of the tokens `ids`, [V] or [S, V].
 
     ``argmax(logits + gumbel)`` is a draw from ``softmax(logits)``. `seeds` and `positions` are [S] int64; a
     position is the place the drawn token will take in its sequence.
     """
-    return uniform(seeds, positions, size).clamp_(max=_LARGEST).neg_().log1p_().neg_().log_().neg_()
+    return uniform(seeds, positions, ids).clamp_(max=_LARGEST).neg_().log1p_().neg_().log_().neg_()
 
 
-def uniform(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
+def uniform(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
     """[S, V] float32 in (0, 1], 31 bits of hash each; finest near 0, where `gumbel` has its long tail.
 
     Two rounds of a 32-bit mixer over the token id, keyed by the two halves of a 64-bit hash of seed and
@@ -33,8 +33,7 @@ def uniform(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
     key = _mix64(_mix64(seeds) ^ positions)
     low = (key << 32 >> 32).to(torch.int32)
     high = (key >> 32).to(torch.int32)
-    ids = torch.arange(size, dtype=torch.int32, device=seeds.device)
-    bits = _mix32(_mix32(ids ^ low[:, None]).add_(high[:, None]))
+    bits = _mix32(_mix32(ids.to(torch.int32) ^ low[:, None]).add_(high[:, None]))
     return bits.bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
 
 

@@ -75,10 +75,10 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence, *, spoiled: bool = False) -> None:
-        """It is over, at any moment; its pages are free at once. `spoiled`: nobody may have what it wrote."""
+        """It is over, at any moment; its pages are free at once. `spoiled`: nobody may find them again."""
         if sequence.state is State.RUNNING:
             if spoiled:
-                for page in sequence.pages[sequence.borrowed :]:
+                for page in sequence.pages:  # also those it found: what is wrong may have come from there
                     self.allocator.forget(page)
             self._leave(sequence)
         elif sequence in self.waiting:
@@ -139,7 +139,7 @@ class Scheduler:
             return None
         self.waiting.popleft()
         sequence.pages.extend(borrowed)
-        sequence.borrowed = sequence.labelled = len(borrowed)
+        sequence.labelled = len(borrowed)
         sequence.computed = min(len(borrowed) * self.page_size, sequence.total - 1)
         if sequence.epoch == 0:
             sequence.cached = min(sequence.computed, sequence.prompt)
@@ -199,7 +199,6 @@ class Scheduler:
             self._chores.append((pages[first], page))
             self.allocator.release([pages[first]])
             pages[first] = page
-            sequence.borrowed = min(sequence.borrowed, first)
             sequence.labelled = min(sequence.labelled, first)
         while len(pages) * self.page_size < sequence.computed + rows:
             page = self._take(sequence, preempt)
@@ -222,7 +221,7 @@ class Scheduler:
         """It gives all back, and waits, before all who came later, to be computed anew."""
         self._leave(sequence)
         sequence.state = State.WAITING
-        sequence.computed = sequence.borrowed = sequence.labelled = 0
+        sequence.computed = sequence.labelled = 0
         sequence.epoch += 1
         insort(self.waiting, sequence, key=lambda s: s.order)
         self.preemptions += 1
@@ -249,7 +248,7 @@ class Scheduler:
             self.allocator.share(sequence.pages)
             sibling.pages.extend(sequence.pages)
             sibling.computed, sibling.cached = sequence.computed, sequence.cached
-            sibling.borrowed = sibling.labelled = sequence.computed // self.page_size
+            sibling.labelled = sequence.computed // self.page_size
             self._join(sibling)
         for late in siblings[len(born) :]:
             insort(self.waiting, late, key=lambda s: s.order)
