@@ -1,4 +1,4 @@
-"""What the engine's process has to say, sent by a thread of its own, so that no step waits for a slow reader."""
+"""What the engine's process has to say, sent by a thread of its own: no step waits for a slow reader."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ class Outbox:
 def failed(request: Request, error: str) -> Piece:
     """The only piece of a request that could not be served."""
     completion = Completion("", (), "error", None, None, error)
-    output = Output(
-        request.index, request.prompt, request.token_ids, (completion,) * request.params.n, None
-    )
+    output = Output(request.index, request.prompt, request.token_ids, (completion,) * request.params.n, None)
     return Piece(request.index, request.params.n - 1, "", (), "error", output)
 
 

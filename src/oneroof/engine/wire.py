@@ -86,7 +86,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     device: str  # as `oneroof.device.describe` says it
     dtype: str
     context: int  # tokens that prompt and text may have together
-    writes: bool  # False: it gives vectors alone
+    writes: bool  # it has a head; without one it gives vectors alone
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -117,11 +117,18 @@ class Said(msgspec.Struct, frozen=True, tag="said"):
     line: str
 
 
+class _Keyed(msgspec.Struct):
+    """What is left of a message whose other fields are wrong."""
+
+    key: int
+
+
 Order = Load | Write | Read | Abort | Ask
 Reply = Loading | Ready | Refused | Events | Told | Said
 
 orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_keyed = msgspec.msgpack.Decoder(_Keyed)
 
 
 def pack(message: Order | Reply) -> bytes:
@@ -143,6 +150,14 @@ def unpack(payload: bytes, kind: msgspec.msgpack.Decoder[T]) -> T:
         raise WireError(f"a frame of {len(payload)} bytes is no message: {error}") from error
 
 
+def key_of(payload: bytes) -> int | None:
+    """Whose `payload` is, although it is no message; None where not even that can be told."""
+    try:
+        return _keyed.decode(payload).key
+    except msgspec.MsgspecError:
+        return None
+
+
 class Frames:
     """Bytes as they come, cut into what the frames hold."""
 
@@ -150,7 +165,7 @@ class Frames:
         self._bytes = bytearray()
 
     def push(self, arrived: bytes) -> list[bytes]:
-        """The payloads that `arrived` completes. WireError for what is no frame, or a longer one than may be."""
+        """The payloads that `arrived` completes. WireError for what is no frame, or too long a one."""
         self._bytes += arrived
         payloads, begin = [], 0
         while len(self._bytes) - begin >= _HEAD.size:

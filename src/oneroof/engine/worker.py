@@ -15,7 +15,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from queue import SimpleQueue
 from socket import socket
 from typing import Protocol
 
@@ -34,7 +35,9 @@ from oneroof.engine.wire import (
     Refused,
     Said,
     Told,
+    WireError,
     Write,
+    key_of,
     orders,
     unpack,
 )
@@ -75,10 +78,11 @@ def main(words: Sequence[str], build: Build | None = None) -> int:
     line = socket(fileno=int(words[0]))
     line.set_inheritable(False)  # else a compiler that we start would keep the line open after our death
     inbox: Inbox = SimpleQueue()
-    threading.excepthook = lambda fault: _die(fault.exc_value)  # a thread that ends leaves the client in silence
-    threading.Thread(target=_receive, args=(line, inbox), name="inbox", daemon=True).start()
+    threading.excepthook = lambda fault: _die(fault.exc_value)  # without its thread, a client waits for ever
+    outbox = Outbox(line)
+    threading.Thread(target=_receive, args=(line, inbox, outbox), name="inbox", daemon=True).start()
     try:
-        return _serve(inbox, Outbox(line), build or _load)
+        return _serve(inbox, outbox, build or _load)
     except Exception as fault:
         return _die(fault)
 
@@ -89,14 +93,12 @@ def run(engine: Stepping, inbox: Inbox, outbox: Outbox) -> None:
     All that waits is heard between two steps, so that an abort frees its pages before the next one.
     """
     while True:
-        try:
-            while True:
-                order = inbox.get(block=not engine.busy)
-                if order is None:
-                    return
-                _obey(order, engine, outbox)
-        except Empty:
-            outbox.bring(engine.step())
+        while not engine.busy or not inbox.empty():
+            order = inbox.get()  # sleeps only where there is no work: nobody else takes from the inbox
+            if order is None:
+                return
+            _obey(order, engine, outbox)
+        outbox.bring(engine.step())
 
 
 def _serve(inbox: Inbox, outbox: Outbox, build: Build) -> int:
@@ -179,23 +181,32 @@ def _load(order: Load, progress: Callable[[int, int], None]) -> tuple[Stepping, 
         device=describe(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
         context=engine.context,
-        writes=loaded.config.causal and loaded.model.head is not None,
+        writes=loaded.model.head is not None,
     )
     return engine, ready
 
 
-def _receive(line: socket, inbox: Inbox) -> None:
-    """Hear the client, also while a step takes long; end the process soon after it has gone, come what may."""
+def _receive(line: socket, inbox: Inbox, outbox: Outbox) -> None:
+    """Hear the client, also while a step takes long; end the process soon after it has gone, in any case."""
     frames = Frames()
-    try:
+    with suppress(ConnectionError):  # it was killed with something unread
         while data := line.recv(_CHUNK):
             for payload in frames.push(data):
-                inbox.put(unpack(payload, orders))
-    except ConnectionError:  # it was killed with something unread
-        frames = Frames()
+                _hear(payload, inbox, outbox)
     inbox.put(None)
     time.sleep(_GRACE)
     os._exit(0)
+
+
+def _hear(payload: bytes, inbox: Inbox, outbox: Outbox) -> None:
+    """An order that is wrong in itself, such as a token that is no number, is its caller's fault alone."""
+    try:
+        inbox.put(unpack(payload, orders))
+    except (WireError, UserError) as error:
+        key = key_of(payload)
+        if key is None:
+            raise
+        outbox.post(Refused(str(error), key))
 
 
 def _die(fault: BaseException | None) -> int:
