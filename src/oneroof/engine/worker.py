@@ -7,6 +7,7 @@ with a traceback and a status that is not 0; another process can then be started
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -116,6 +117,8 @@ def _serve(inbox: Inbox, outbox: Outbox, build: Build) -> int:
         outbox.post(Refused(str(error)))
         outbox.close(_GRACE)
         return 2
+    gc.collect()
+    gc.freeze()  # a model has many objects that stay: to look through them again and again would cost steps
     outbox.post(ready)
     run(engine, inbox, outbox)
     return 0
