@@ -39,9 +39,14 @@ def test_swiglu_gates_with_the_first_half() -> None:
 
 
 @pytest.mark.parametrize("width", [5, 16])  # rows of 20 bytes, and of 64 as the grouped product wants them
-@pytest.mark.parametrize("tokens", [0, 1, 2, 17, 80])  # sorted by expert, or all experts for few rows
-def test_mixture_equals_the_loop_over_tokens(tokens: int, width: int) -> None:
+@pytest.mark.parametrize("tokens", [0, 1, 2, 17, 80])
+@pytest.mark.parametrize("small", [True, False])  # of small experts, a few rows see all
+def test_mixture_equals_the_loop_over_tokens(
+    tokens: int, width: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Experts 0 and 5 are never chosen, expert 2 always."""
+    if not small:
+        monkeypatch.setattr("oneroof.ops.mixture._better_dense", lambda *_: False)
     gate_up, down = torch.randn(6, 2 * width, 8), torch.randn(6, 8, width)
     x, weights = torch.randn(tokens, 8), torch.rand(tokens, 2)
     chosen = torch.stack([torch.full((tokens,), 2), torch.randint(3, 5, (tokens,))], 1)
@@ -54,7 +59,12 @@ def test_mixture_equals_the_loop_over_tokens(tokens: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20, 80])
-def test_mixture_in_16_bits_is_near_float32(tokens: int) -> None:
+@pytest.mark.parametrize("small", [True, False])
+def test_mixture_in_16_bits_is_near_float32(
+    tokens: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:
+        monkeypatch.setattr("oneroof.ops.mixture._better_dense", lambda *_: False)
     gate_up, down = torch.randn(6, 32, 8).bfloat16(), torch.randn(6, 8, 16).bfloat16()
     x, weights = torch.randn(tokens, 8).bfloat16(), torch.rand(tokens, 2)
     chosen = torch.stack([torch.randint(0, 3, (tokens,)), torch.randint(3, 6, (tokens,))], 1)

@@ -40,10 +40,10 @@ def mixture(
     """
     tokens, k = chosen_Tk.shape
     if not torch.compiler.is_compiling():  # what looks at counts or at `chosen` on the host
+        if _better_dense(x_TD, gate_up_E2FD):
+            return _dense(x_TD, weights_Tk, chosen_Tk, gate_up_E2FD, down_EDF)
         if better_as_vector(x_TD):
             return _one_token(x_TD[0], weights_Tk[0], chosen_Tk[0], gate_up_E2FD, down_EDF)
-        if _better_dense(x_TD, k, gate_up_E2FD):
-            return _dense(x_TD, weights_Tk, chosen_Tk, gate_up_E2FD, down_EDF)
     flat = chosen_Tk.reshape(-1)
     order = flat.argsort(stable=True)
     ends = torch.bincount(flat, minlength=gate_up_E2FD.shape[0]).cumsum(0).to(torch.int32)
@@ -65,10 +65,10 @@ def _one_token(
     return (weights_k.to(x_D.dtype) @ out)[None]
 
 
-def _better_dense(x_TD: Tensor, k: int, gate_up_E2FD: Tensor) -> bool:
-    """A few rows on a CPU that visit nearly all of some small experts: calls cost more than products."""
+def _better_dense(x_TD: Tensor, gate_up_E2FD: Tensor) -> bool:
+    """A few rows on a CPU, and experts so small that calls cost more than products."""
     small = gate_up_E2FD.nbytes <= 1 << 22 and x_TD.dtype != torch.float16  # 0 times an overflow is no number
-    return small and x_TD.device.type == "cpu" and 2 * len(gate_up_E2FD) <= x_TD.shape[0] * k <= 64 * k
+    return small and x_TD.device.type == "cpu" and 0 < x_TD.shape[0] <= 64
 
 
 def _dense(
