@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_mixture_equals_the_loop_over_tokens(
 ) -> None:
     """Experts 0 and 5 are never chosen, expert 2 always."""
     if not small:
-        monkeypatch.setattr("oneroof.ops.mixture._better_dense", lambda *_: False)
+        monkeypatch.setattr(sys.modules["oneroof.ops.mixture"], "_better_dense", lambda *_: False)
     gate_up, down = torch.randn(6, 2 * width, 8), torch.randn(6, 8, width)
     x, weights = torch.randn(tokens, 8), torch.rand(tokens, 2)
     chosen = torch.stack([torch.full((tokens,), 2), torch.randint(3, 5, (tokens,))], 1)
@@ -64,7 +66,7 @@ def test_mixture_in_16_bits_is_near_float32(
     tokens: int, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not small:
-        monkeypatch.setattr("oneroof.ops.mixture._better_dense", lambda *_: False)
+        monkeypatch.setattr(sys.modules["oneroof.ops.mixture"], "_better_dense", lambda *_: False)
     gate_up, down = torch.randn(6, 32, 8).bfloat16(), torch.randn(6, 8, 16).bfloat16()
     x, weights = torch.randn(tokens, 8).bfloat16(), torch.rand(tokens, 2)
     chosen = torch.stack([torch.randint(0, 3, (tokens,)), torch.randint(3, 6, (tokens,))], 1)
