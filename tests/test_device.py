@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,68 @@ def test_threads_are_set_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(before)
     with pytest.raises(UserError, match="threads 0"):
         devices.use_threads(0)
+
+
+NODES = [{0, 1, 2, 3}, {4, 5, 6, 7}]
+
+
+@pytest.mark.parametrize(
+    ("mask", "here", "threads", "bound"),
+    [
+        (range(8), 5, 4, {4, 5, 6, 7}),  # the node that it runs on
+        (range(8), 1, 2, {0, 1, 2, 3}),
+        ([0, 4, 5, 6], 0, 3, {4, 5, 6}),  # ... unless the mask leaves too few cores of it
+        (range(8), -1, 4, {0, 1, 2, 3}),  # the system does not say where it runs
+        (range(8), 5, 5, None),  # more threads than a node has
+        (range(4), 1, 2, None),  # one node anyway
+        ([3, 4], 4, 2, None),
+    ],
+)
+def test_threads_are_kept_on_a_node_that_has_enough_of_the_mask(
+    monkeypatch: pytest.MonkeyPatch, mask: list[int], here: int, threads: int, bound: set[int] | None
+) -> None:
+    asked: list[tuple[int, set[int]]] = []
+    monkeypatch.setattr(devices, "numa_nodes", lambda: NODES)
+    monkeypatch.setattr(devices, "_last_core", lambda: here)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(mask))
+    monkeypatch.setattr(devices.os, "sched_setaffinity", lambda task, cores: asked.append((task, cores)))
+    said = devices.bind_threads(threads)
+    assert said.startswith("not bound" if bound is None else f"bound to {len(bound)} cores")
+    tasks = {int(path.name) for path in Path("/proc/self/task").iterdir()}
+    assert {cores == bound for _, cores in asked} == (set() if bound is None else {True})
+    assert {task for task, _ in asked} == (set() if bound is None else tasks)
+
+
+def test_binding_this_process_never_leaves_its_mask() -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("needs Linux")
+    before = os.sched_getaffinity(0)
+    try:
+        devices.bind_threads(1)
+        assert os.sched_getaffinity(0) <= before
+    finally:
+        for task in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(task.name), before)
+
+
+def test_a_thread_that_ends_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(task: int, cores: set[int]) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(devices, "numa_nodes", lambda: NODES)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(devices.os, "sched_setaffinity", gone)
+    assert devices.bind_threads(1).startswith("bound")
+
+
+def test_the_cores_of_nodes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices._cores("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
+    assert devices._cores("\n") == set()  # a node of memory alone
+    if Path("/sys/devices/system/node/node0").exists():
+        assert set.union(*devices.numa_nodes()) >= os.sched_getaffinity(0)
+        assert devices._last_core() in os.sched_getaffinity(0)
+    monkeypatch.setattr(devices, "_read", lambda _: "7 (a) b) R 1")
+    assert devices._last_core() == -1
 
 
 @pytest.mark.parametrize(

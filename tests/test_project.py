@@ -46,7 +46,7 @@ def test_the_readme_names_only_commands_that_exist() -> None:
     from oneroof.cli.main import COMMANDS
 
     shown = re.findall(r"bin/oneroof (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert shown and set(shown) <= set(COMMANDS)
+    assert shown and set(shown) <= {name.split()[0] for name in COMMANDS}
 
 
 PIP = """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,47 @@ def use_threads(threads: int | Literal["auto"]) -> int:
     if cores != torch.get_num_threads():
         torch.set_num_threads(cores)
     return cores
+
+
+def bind_threads(threads: int) -> str:
+    """Keep this process on the cores of one NUMA node if they are enough for `threads`; says what was done.
+
+    Threads that wander between nodes read weights from far memory. The node is the one that the system put
+    this process on, or else the first with enough cores. Never a core outside the affinity mask, and nothing
+    happens where the mask lies in one node or more threads are wanted than a node has cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return "not bound: this system has no affinity masks"
+    mask = os.sched_getaffinity(0)
+    nodes = [cores for node in numa_nodes() if (cores := node & mask)]
+    if len(nodes) < 2:
+        return f"not bound: the affinity mask of {len(mask)} cores lies in one NUMA node"
+    here = _last_core()
+    enough = sorted((cores for cores in nodes if len(cores) >= threads), key=lambda cores: here not in cores)
+    if not enough:
+        return f"not bound: {threads} threads are more than a NUMA node's cores"
+    for task in Path("/proc/self/task").iterdir():  # threads that libraries have begun keep the old mask
+        with suppress(OSError):  # it has ended meanwhile
+            os.sched_setaffinity(int(task.name), enough[0])
+    return f"bound to {len(enough[0])} cores of one NUMA node"
+
+
+def numa_nodes() -> list[set[int]]:
+    """The cores of each NUMA node, as Linux numbers them; empty where the system does not say."""
+    folders = sorted(Path("/sys/devices/system/node").glob("node[0-9]*"), key=lambda f: int(f.name[4:]))
+    return [_cores(_read(folder / "cpulist")) for folder in folders]
+
+
+def _cores(text: str) -> set[int]:
+    """`0-3,8` as 0, 1, 2, 3 and 8."""
+    spans = [span.partition("-") for span in text.strip().split(",") if span]
+    return {core for first, _, last in spans for core in range(int(first), int(last or first) + 1)}
+
+
+def _last_core() -> int:
+    """The core that this process ran on last."""
+    words = _read("/proc/self/stat").rpartition(")")[2].split()  # the bracket ends field 2 of proc(5)
+    return int(words[36]) if len(words) > 36 else -1  # field 39
 
 
 def memory(device: torch.device) -> Memory:

@@ -39,6 +39,24 @@ def test_a_missing_library_is_advised_about(monkeypatch: pytest.MonkeyPatch) -> 
     assert any("no-such-library is not installed" in line for line in doctor.examine().advice)
 
 
+def test_what_some_commands_need_is_listed_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [
+        "torch<2.16,>=2.11",
+        "numpy<3,>=2.1",
+        'no-such-library>=0.19; extra == "serve"',
+        'pytest>=8.3; extra == "plot"',
+        'ruff>=0.11; extra == "test"',
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: listed)
+    assert doctor.required() == ("numpy",)
+    findings = doctor.examine()
+    versions = findings.sections["versions"]
+    assert versions["no-such-library"] == "not there; pip install 'oneroof[serve]' brings it"
+    assert versions["pytest"] == pytest.__version__
+    assert "ruff" not in versions
+    assert not any("no-such-library" in line for line in findings.advice)
+
+
 def test_what_is_required_is_what_the_package_declares() -> None:
     """Not a list of its own, which would ask for what the core no longer needs."""
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from commands import Cook, Rank
@@ -92,3 +94,17 @@ def test_what_must_be_given_is_told() -> None:
 def test_the_nearest_word_is_found_or_nothing() -> None:
     assert nearest("--promt", ["--prompt", "--seed"]) == "--prompt"
     assert nearest("--xyz", ["--prompt", "--seed"]) == ""
+
+
+def test_a_choice_of_one_says_that_there_will_be_more() -> None:
+    with pytest.raises(UserError, match="--kind is given 'b'; this version serves a alone; leave it out"):
+        build(Single, {"kind": Given(("b",), "--kind")}, name="single")
+    assert build(Single, {"kind": Given(("a",), "--kind")}, name="single") == Single(kind="a")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """One kind so far."""
+
+    kind: Literal["a"] = "a"
+    """The kind."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -27,13 +26,6 @@ ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS":
 @pytest.fixture(scope="session")
 def folder(checkpoint: Callable[..., Path]) -> str:
     return str(checkpoint("qwen2"))
-
-
-@pytest.fixture(autouse=True)
-def log_to_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that was started by an earlier test writes to that test's standard error."""
-    monkeypatch.setattr(logging.getLogger("oneroof"), "handlers", [])
-    monkeypatch.setattr(logging.getLogger("oneroof"), "propagate", True)  # else pytest adds a handler
 
 
 @pytest.fixture
@@ -168,7 +160,7 @@ def test_one_line_says_what_is_wrong(
     [
         ("", "no JSON"),
         ("{", "no JSON"),
-        ("[]", "either prompt or messages"),
+        ("[]", "no JSON object"),
         ("{}", "either prompt or messages"),
         ('{"prompt": "a", "messages": []}', "either prompt or messages"),
         ('{"prompt": ""}', "is empty"),
@@ -241,6 +233,21 @@ def test_a_journal_that_is_complete_is_told_again_without_the_model(
     assert path.read_bytes() == before
     other = refused(capsys, folder, "--json", "--dtype", "float32", *words, "--temperature", "0.5")
     assert "another model, options or prompts" in other
+
+
+def test_a_journal_does_not_ask_how_fast_its_results_were_made(
+    folder: str, generate: Generate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--prompt", "a", "--max-tokens", "4", "--output", str(tmp_path / "out.jsonl")]
+    first = generate(*words)
+    assert generate(*words, "--engine", "plain", "--max-batch", "2", "--page-size", "4") == first
+    told = refused(capsys, folder, "--json", "--dtype", "float32", *words, "--max-model-len", "100")
+    assert "another model, options or prompts" in told
+
+
+def test_the_engines_write_the_same(generate: Generate) -> None:
+    words = ["--prompt", "hello", "--prompt", "hello there", "--max-tokens", "12", "--ignore-eos"]
+    assert generate(*words) == generate(*words, "--engine", "plain")
 
 
 def test_a_killed_run_is_continued_and_ends_as_if_it_had_not_been(folder: str, tmp_path: Path) -> None:

@@ -80,6 +80,61 @@ def test_every_command_is_listed_with_what_it_does(capsys: pytest.CaptureFixture
         assert (load_command(name).__doc__ or "").split("\n")[0] in line
 
 
+@pytest.fixture
+def two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of two words beside those of one; the second word of one is like the first of another."""
+    monkeypatch.setitem(COMMANDS, "weigh bread", "oneroof.cli.doctor:Doctor")
+    monkeypatch.setitem(COMMANDS, "weigh doctor", "oneroof.cli.convert:Convert")
+
+
+@pytest.mark.usefixtures("two_words")
+@pytest.mark.parametrize("words", [["weigh"], ["weigh", "--help"], ["weigh", "-h"], ["weigh", "help"]])
+def test_half_a_name_lists_what_begins_with_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: oneroof weigh COMMAND [options]\n")
+    listed = [line.split("  ")[1] for line in out.splitlines() if line.startswith("  ")]
+    assert listed == ["weigh bread", "weigh doctor"]
+    assert "What this machine is" in out
+
+
+@pytest.mark.usefixtures("two_words")
+def test_a_name_of_two_words_is_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weigh", "bread", "--help"]) == 0
+    assert "usage: oneroof weigh bread [options]" in capsys.readouterr().out
+    assert main(["weigh", "bread", "--jso"]) == 2
+    assert (
+        "--jso is no option of weigh bread; --help lists those allowed; try --json" in capsys.readouterr().err
+    )
+    assert main(["weigh", "doctor"]) == 2
+    assert "weigh doctor has no MODEL" in capsys.readouterr().err
+    assert main(["weigh", "bread", "--json"]) == 0
+    assert capsys.readouterr().out.startswith("{")
+
+
+@pytest.mark.usefixtures("two_words")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["weigh", "braed"],
+            "'weigh braed' is no command; weigh bread, weigh doctor are allowed; try oneroof weigh bread",
+        ),
+        (["weigh", "x"], "try oneroof weigh --help"),
+        (["weigh", "--json"], "'weigh --json' is no command"),
+        (["wiegh", "bread"], "'wiegh' is no command; generate, "),
+        (["wiegh", "bread"], "try oneroof weigh"),
+        (["doctor", "bread"], "'bread' is left over"),
+        (["bread"], "try oneroof --help"),
+    ],
+)
+def test_an_unknown_word_of_two_is_told_with_the_nearest(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_no_words_at_all_are_a_question_for_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert capsys.readouterr().out.startswith("usage: oneroof COMMAND")
@@ -101,8 +156,8 @@ def test_every_command_has_help_and_every_option_is_explained(
 ) -> None:
     from oneroof.cli.flags import flags
 
-    assert main([name, "--help"]) == 0
-    assert f"usage: oneroof {name}" in capsys.readouterr().out
+    assert main([*name.split(), "--help"]) == 0
+    assert f"usage: oneroof {name} " in capsys.readouterr().out
     assert all(flag.help for flag in flags(load_command(name)))
 
 

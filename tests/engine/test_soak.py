@@ -1,4 +1,4 @@
-"""Ten thousand short requests, some of them aborted: memory and pages are at the end what they were early on."""
+"""Ten thousand short requests, some of them aborted: memory and pages are at the end what they were."""
 
 from __future__ import annotations
 

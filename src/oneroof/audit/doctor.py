@@ -22,7 +22,7 @@ from oneroof.hub import DEMO
 from oneroof.ops.dispatch import served
 from oneroof.report import source
 
-_EXTRAS = ("torch_npu", "triton", "transformers", "modelscope")
+_BESIDE = ("torch_npu", "triton", "transformers", "modelscope")  # of use where they are
 _VARIABLES = (
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
@@ -65,17 +65,29 @@ def _versions() -> Rows:
         "torch": str(torch.__version__),
     }
     rows |= {name: _version(name) for name in required()}
-    return rows | {name: version for name in _EXTRAS if (version := _version(name))}
+    for name, extra in optional().items():
+        rows[name] = _version(name) or f"not there; pip install 'oneroof[{extra}]' brings it"
+    return rows | {name: version for name in _BESIDE if (version := _version(name))}
 
 
 def required() -> tuple[str, ...]:
     """The libraries that this installation says it needs, torch aside; nothing where it was not installed."""
+    return tuple(name for name, extra in _declared() if not extra and name != "torch")
+
+
+def optional() -> dict[str, str]:
+    """The libraries that some commands need, and the extra of this package that brings each."""
+    return {name: extra for name, extra in _declared() if extra not in ("", "test")}
+
+
+def _declared() -> list[tuple[str, str]]:
+    """The name of each library that this installation declares, and the extra that it belongs to, if one."""
     try:
         listed = metadata.requires("oneroof") or []
     except metadata.PackageNotFoundError:
-        return ()
-    names = [re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in listed if "extra ==" not in line]
-    return tuple(name for name in names if name != "torch")
+        return []
+    found = [re.match(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+))?", line) for line in listed]
+    return [(match[1], match[2] or "") for match in found if match]
 
 
 def _version(name: str) -> str | None:

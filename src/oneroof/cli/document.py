@@ -13,8 +13,8 @@ _HEAD = """# Commands
 Written by `make docs` from the commands' own dataclasses; a test holds it up to date.
 
 A flag may also stand in a YAML file, by the same name without its dashes (`max-batch: 4` or `max_batch: 4`),
-read with `--config FILE`; a flag wins over the file. `--no-NAME` switches off what a file has switched on.
-`--debug` shows where in the code a failure happened. Results go to standard output, everything else to
+read with `--config FILE`; a flag wins over the file. `--no-NAME` switches off what is on by default or by the
+file. `--debug` shows where in the code a failure happened. Results go to standard output, everything else to
 standard error.
 
 Status 0 is success, 2 what the user can mend (one line: what was found, what is allowed, what to try), 3 a

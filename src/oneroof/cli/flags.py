@@ -183,6 +183,8 @@ def _fit(flag: Flag, word: str, where: str) -> object:
         except (ValueError, KeyError):
             continue
     choices = [kind for kind in flag.kinds if isinstance(kind, str)]
+    if len(choices) == len(flag.kinds) == 1:
+        raise UserError(f"{where} is given {word!r}; this version serves {choices[0]} alone; leave it out")
     hint = nearest(word, choices) or flag.shown_default or f"oneroof COMMAND --help for {flag.name}"
     raise UserError(f"{where} is given {word!r}; {_allowed(flag)} is allowed; try {hint}")
 

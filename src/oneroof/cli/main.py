@@ -1,5 +1,6 @@
 """The door: `oneroof COMMAND ...`, each command imported when it is asked for, every failure told in its way.
 
+A command's name is one word or two (`bench model`); the first of two alone lists those that begin with it.
 Status 0 is success, 2 what the user can mend, 1 a failure of ours, 130 an interruption; a check may return 3.
 """
 
@@ -11,7 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,10 @@ from oneroof.errors import UserError
 
 COMMANDS = {
     "generate": "oneroof.cli.generate:Generate",
+    "chat": "oneroof.cli.chat:Chat",
+    "embed": "oneroof.cli.embed:Embed",
+    "score": "oneroof.cli.score:Score",
+    "bench model": "oneroof.cli.bench_model:BenchModel",
     "convert": "oneroof.cli.convert:Convert",
     "doctor": "oneroof.cli.doctor:Doctor",
 }
@@ -57,30 +62,34 @@ def main(words: Sequence[str] | None = None) -> int:
 def load_command(name: str) -> type[Command]:
     """The dataclass of the command `name`; UserError for a name that is none."""
     if name not in COMMANDS:
-        from oneroof.cli.flags import nearest
-
-        close = nearest(name, list(COMMANDS))
-        hint = f"oneroof {close}" if close else "oneroof --help"
-        raise UserError(f"{name!r} is no command; {', '.join(COMMANDS)} are allowed; try {hint}")
+        raise _no_command(name)
     module, _, attribute = COMMANDS[name].partition(":")
     found: type[Command] = getattr(importlib.import_module(module), attribute)
     return found
 
 
+_HELP = ("-h", "--help", "help")
+
+
 def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] in _HELP:
         sys.stdout.write(_overview())
         return 0
     if words[0] == "--version":
         print(f"oneroof {__version__}")
         return 0
-    command = load_command(words[0])
+    several = _beginning_with(words[0])
+    if several and (len(words) == 1 or words[1] in _HELP):
+        sys.stdout.write(_list(words[0], several))
+        return 0
+    name, rest = (" ".join(words[:2]), words[2:]) if several else (words[0], words[1:])
+    command = load_command(name)
 
     from oneroof.cli.parse import parse  # after the name is known to be good: argparse and YAML cost 20 ms
 
     log.start()
     try:
-        parsed = parse(words[0], command, words[1:])
+        parsed = parse(name, command, rest)
     except SystemExit:  # --help was printed
         return 0
     debug = parsed.debug or os.environ.get("ONEROOF_DEBUG", "0") not in ("", "0")
@@ -91,8 +100,28 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         raise
     except Exception as error:  # ours, whatever it is: the last frame is enough unless more is asked for
-        _say(_ours(words[0], error, debug))
+        log.debug("".join(traceback.format_exception(error)).rstrip())
+        _say(_ours(name, error, debug))
         return 1
+
+
+def _beginning_with(word: str) -> list[str]:
+    """The commands of two words whose first is `word`."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
+
+
+def _no_command(name: str) -> UserError:
+    from oneroof.cli.flags import nearest
+
+    first, _, second = name.partition(" ")
+    allowed = _beginning_with(first) or list(COMMANDS)
+    if second:
+        close = nearest(second, [other.partition(" ")[2] for other in allowed])
+        hint = f"{first} {close or '--help'}"
+    else:
+        hint = nearest(first, [other.partition(" ")[0] for other in allowed]) or "--help"
+    verb = "are" if len(allowed) > 1 else "is"
+    return UserError(f"{name!r} is no command; {', '.join(allowed)} {verb} allowed; try oneroof {hint}")
 
 
 def _ours(name: str, error: Exception, debug: bool) -> str:
@@ -105,13 +134,25 @@ def _ours(name: str, error: Exception, debug: bool) -> str:
 
 
 def _overview() -> str:
-    rows = "".join(f"  {name:<12}{_summary(target)}\n" for name, target in COMMANDS.items())
     return (
         f"usage: oneroof COMMAND [options]\n\n{_TITLE}\n\n"
-        f"commands:\n{rows}\n"
+        f"commands:\n{_rows(COMMANDS)}\n"
         "oneroof COMMAND --help lists a command's options; oneroof --version names the release.\n"
         "MODEL is a folder in Hugging Face layout, a hub id, or demo: a small model that comes along.\n"
     )
+
+
+def _list(first: str, names: Iterable[str]) -> str:
+    """What `oneroof FIRST` shows, where that is half a command's name."""
+    return (
+        f"usage: oneroof {first} COMMAND [options]\n\ncommands:\n{_rows(names)}\n"
+        f"oneroof {first} COMMAND --help lists a command's options.\n"
+    )
+
+
+def _rows(names: Iterable[str]) -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return "".join(f"  {name:<{width}}{_summary(COMMANDS[name])}\n" for name in names)
 
 
 def _summary(target: str) -> str:
@@ -126,4 +167,5 @@ def _summary(target: str) -> str:
 
 
 def _say(text: str) -> None:
+    log.debug(f"the last words: {text.strip()}")  # for a log file; standard error has them from the next line
     print(text, file=sys.stderr, flush=True)

@@ -1,14 +1,22 @@
 """The options that every command which loads a model shares; a command inherits them and adds its own.
 
-A field is a flag, a YAML key and, by the string behind it, its help. Only what works is listed.
+A field is a flag, a YAML key and, by the string behind it, its help, which says what this version serves.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Collection
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from oneroof.errors import UserError
+
+# How fast, with how much memory, and what is told beside: the text stays the same.
+_EFFORT = {
+    *("threads", "bind_cpu", "tp", "pp", "ep", "dp", "engine", "execution", "kv_memory", "page_size"),
+    *("max_batch_tokens", "max_batch", "device_memory", "reserve_memory", "profile", "log_dir"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,20 +40,68 @@ class ModelOptions:
     threads: int | Literal["auto"] = "auto"
     """CPU threads of one operation; auto takes the cores that this process may use."""
 
-    engine: Literal["plain"] = "plain"
-    """How text is generated: plain is the contiguous loop."""
+    bind_cpu: bool = True
+    """Keep the threads on one NUMA node where its cores are enough for them, within the affinity mask."""
+
+    tp: int = 1
+    """Tensor parallel ranks; 1 in this version."""
+
+    pp: int = 1
+    """Pipeline stages; 1 in this version."""
+
+    ep: int = 1
+    """Groups that share out the experts; 1 in this version."""
+
+    dp: int = 1
+    """Engines side by side; 1 in this version."""
+
+    quantization: Literal["none"] = "none"
+    """Weights made smaller while they are read; none in this version."""
+
+    kv: Literal["float"] = "float"
+    """How keys and values are kept: float is the model's own number format, the one of this version."""
+
+    kv_memory: float | None = None
+    """GB (10^9 bytes) for the cache of keys and values; from free memory where not given."""
+
+    page_size: int = 16
+    """Positions in a page of the cache."""
 
     max_model_len: int | None = None
-    """Longest prompt and text together, in tokens; the model's own limit where not given."""
+    """Longest prompt and text together, in tokens; what the model and the cache can where not given."""
+
+    max_batch_tokens: int = 2048
+    """Most tokens of one step; a longer prompt is read in chunks."""
 
     max_batch: int = 8
-    """Most sequences that are generated together."""
+    """Most texts that are written together."""
+
+    device_memory: float | None = None
+    """GB (10^9 bytes) of the device that may be used in all; what is free where not given."""
+
+    reserve_memory: float | None = None
+    """GB (10^9 bytes) of the device to leave free."""
+
+    engine: Literal["paged", "plain"] = "paged"
+    """How text is made: paged shares one cache among requests that come and go, plain is the simple loop."""
+
+    execution: Literal["eager"] = "eager"
+    """How steps run: eager is one operation after the other, the one of this version."""
+
+    adapter: tuple[str, ...] = ()
+    """NAME=FOLDER, a LoRA adapter; none in this version."""
 
     random_weights: bool = False
     """Draw weights at random from the shapes in config.json instead of reading them, for measuring."""
 
     layers: int | None = None
     """Keep the first N layers only, for measuring; all where not given."""
+
+    profile: Path | None = None
+    """A folder for a trace of the run by torch.profiler, as JSON for chrome://tracing or ui.perfetto.dev."""
+
+    log_dir: Path | None = None
+    """A folder for what is logged, with times and all details, besides standard error."""
 
     seed: int = 0
     """Seed of sampling and of random weights: the same seed gives the same text."""
@@ -57,7 +113,38 @@ class ModelOptions:
     """Where a hub id is looked for; modelscope needs the package of that name."""
 
     def __post_init__(self) -> None:
-        counts = {"threads": self.threads, "max-batch": self.max_batch, "max-model-len": self.max_model_len}
-        for name, count in (counts | {"layers": self.layers}).items():
-            if isinstance(count, int) and count < 1:
-                raise UserError(f"--{name} {count} was given; 1 or more is allowed; leave it out if unsure")
+        counts = ("threads", "tp", "pp", "ep", "dp", "page_size", "max_model_len")
+        for name in (*counts, "max_batch_tokens", "max_batch", "layers"):
+            self._check(name, isinstance(count := getattr(self, name), int) and count < 1, "1 or more")
+        for name in ("kv_memory", "device_memory"):
+            self._check(name, (size := getattr(self, name)) is not None and not size > 0, "more than 0 GB")
+        self._check("reserve_memory", not (self.reserve_memory or 0) >= 0, "0 GB or more")
+        if self.adapter:
+            raise UserError(
+                f"--adapter {self.adapter[0]} was given; this version serves no adapters; leave it out"
+            )
+
+    def _check(self, name: str, wrong: bool, allowed: str) -> None:
+        if wrong:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(self, name)} was given; {allowed} is allowed; "
+                "leave it out if unsure"
+            )
+
+    def facts(self, free: Collection[str] = ()) -> dict[str, object]:
+        """What decides the results, as plain JSON data, for a journal's fingerprint.
+
+        `free` are fields of the command that decide nothing, or that it tells in its own way.
+        """
+        named = [field.name for field in fields(self) if field.name not in _EFFORT.union(free)]
+        found: dict[str, object] = {name: getattr(self, name) for name in named}
+        folder = Path(self.model).expanduser()
+        if folder.is_dir():
+            found["model"] = [str(folder.resolve()), *_state(folder)]
+        return found
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """Size and time of every file of a model: another model under the same name is another run."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -80,7 +80,7 @@ def _parser(name: str, command: type, listed: Sequence[Flag]) -> argparse.Argume
             group.add_argument(
                 flag.name, dest=flag.path, action="store_const", const="true", help=_help(flag)
             )
-            hidden = None if flag.default else argparse.SUPPRESS
+            hidden = "Switch that off." if flag.default else argparse.SUPPRESS
             group.add_argument(no, dest=flag.path, action="store_const", const="false", help=hidden)
         else:
             action = "append" if flag.many else "store"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from oneroof.cli.lines import Line, check_text, given_texts, holds_objects, read_lines
 from oneroof.engine.request import SamplingParams
 from oneroof.errors import UserError
 
@@ -37,18 +36,13 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[Asked]:
     Raises UserError for a file that cannot be read, for a prompt that is empty or not UTF-8, and where there
     is none.
     """
-    asked = [
-        Asked(_standard_input() if text == "-" else text, {}, f"prompt {i}") for i, text in enumerate(texts)
-    ]
+    asked = [_of_text(line) for line in given_texts(texts, "prompt")]
     if file is not None:
-        asked += _read_file(file)
+        of = _of_json if holds_objects(file) else _of_text
+        asked += [of(line) for line in read_lines(file)]
     for one in asked:
-        if not one.prompt:
-            raise UserError(
-                f"{one.where} is empty; a text of at least one character is allowed; write something"
-            )
-        if isinstance(one.prompt, str) and not _is_unicode(one.prompt):
-            raise UserError(f"{one.where} is not UTF-8; only text in UTF-8 is allowed; convert it")
+        if isinstance(one.prompt, str) or not one.prompt:
+            check_text(str(one.prompt or ""), one.where)
     if not asked:
         raise UserError(
             'there is no prompt; --prompt and --prompts-file are allowed; try --prompt "Once upon a time"'
@@ -56,49 +50,22 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[Asked]:
     return asked
 
 
-def _standard_input() -> str:
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise UserError("standard input is not UTF-8; only text in UTF-8 is allowed; convert it") from None
+def _of_text(line: Line) -> Asked:
+    return Asked(line.text, {}, line.where)
 
 
-def _read_file(file: Path) -> list[Asked]:
-    try:
-        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}); a file of prompts is allowed; check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8; only text in UTF-8 is allowed; convert it") from None
-    numbered = [(f"{file} line {number}", line) for number, line in enumerate(lines, start=1)]
-    if file.suffix in (".jsonl", ".ndjson"):
-        return [_of_json(where, line) for where, line in numbered]
-    return [Asked(line, {}, where) for where, line in numbered]
-
-
-def _of_json(where: str, line: str) -> Asked:
-    try:
-        fields_given = json.loads(line)
-    except ValueError as error:
-        raise UserError(
-            f"{where} is no JSON ({error}); one object a line is allowed; mend the line"
-        ) from None
-    if not isinstance(fields_given, dict) or ("prompt" in fields_given) == ("messages" in fields_given):
+def _of_json(line: Line) -> Asked:
+    where, given = line.where, line.object(("prompt", "messages", *_SAMPLING))
+    if ("prompt" in given) == ("messages" in given):
         raise UserError(
             f'{where} has to be an object with either prompt or messages; try {{"prompt": "Once"}}'
         )
-    unknown = sorted(set(fields_given) - {"prompt", "messages", *_SAMPLING})
-    if unknown:
-        allowed = ", ".join(("prompt", "messages", *_SAMPLING))
-        raise UserError(f"{where} has {unknown[0]!r}; {allowed} are allowed; leave it out")
-    sampling = {name: value for name, value in fields_given.items() if name in _SAMPLING}
-    if "prompt" in fields_given:
-        if not isinstance(fields_given["prompt"], str):
+    sampling = {name: value for name, value in given.items() if name in _SAMPLING}
+    if "prompt" in given:
+        if not isinstance(given["prompt"], str):
             raise UserError(f"{where} has a prompt that is no text; a string is allowed; put it in quotes")
-        return Asked(fields_given["prompt"], sampling, where)
-    turns = fields_given["messages"]
+        return Asked(given["prompt"], sampling, where)
+    turns = given["messages"]
     if not isinstance(turns, list) or not all(
         isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns
     ):
@@ -107,8 +74,3 @@ def _of_json(where: str, line: str) -> Asked:
             f"{where} has messages of another form; objects with role and content are allowed; try {example}"
         )
     return Asked(turns, sampling, where)
-
-
-def _is_unicode(text: str) -> bool:
-    """False where bytes that are no UTF-8 came in from the command line."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)

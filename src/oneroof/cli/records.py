@@ -11,7 +11,8 @@ from oneroof.engine.request import Completion, Logprob, Output
 def record(index: int, prompt: object, output: Output) -> dict[str, object]:
     """Prompt `index`, as it was given, and what it brought.
 
-    `logprobs`, `prompt_logprobs` and `completions` (more than one) are there only where they were asked for.
+    `logprobs`, `prompt_logprobs` and `completions` (more than one) are there only where they were asked for,
+    `error` only where there was one.
     """
     made: dict[str, object] = {"index": index, "prompt": prompt}
     made |= _text(output.completions[0])
@@ -47,6 +48,8 @@ def _text(completion: Completion) -> dict[str, object]:
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
     }
+    if completion.error is not None:
+        made["error"] = completion.error
     if completion.logprobs is not None:
         made["logprobs"] = _places(completion.token_ids, completion.logprobs)
     return made

@@ -46,6 +46,17 @@ class SamplingOptions:
     ignore_eos: bool = False
     """Write on past the model's own end."""
 
+    def params(self, generation: Mapping[str, object]) -> SamplingParams:
+        """These options over the recommendations in `generation`; UserError for values that cannot be."""
+        names = [field.name for field in fields(SamplingOptions)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) != "auto"}
+        return replace(defaults(generation), **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(SamplingOptions):
+    """What is told of each prompt. Besides the text."""
+
     logprobs: int | None = None
     """Report log-probabilities of the chosen token and of so many likeliest."""
 
@@ -56,7 +67,6 @@ class SamplingOptions:
     """Texts a prompt."""
 
     def params(self, generation: Mapping[str, object]) -> SamplingParams:
-        """These options over the recommendations in `generation`; UserError for values that cannot be."""
-        names = [field.name for field in fields(SamplingOptions)]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) != "auto"}
-        return replace(defaults(generation), **given)
+        """As the sampling options say, with these."""
+        chosen = super().params(generation)
+        return replace(chosen, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs, n=self.n)

@@ -40,7 +40,7 @@ class Draw:
     def each(
         params: Sequence[SamplingParams], seeds: Sequence[int], *, vocabulary: int, device: torch.device
     ) -> tuple[Draw, ...]:
-        """The rows that are not greedy, those of one kind together; its own settings say which kind a row is."""
+        """The rows that are not greedy, those of one kind together; a row's own settings say which kind."""
         kinds: dict[int, list[int]] = {}
         for row, one in enumerate(params):
             if not one.greedy:
