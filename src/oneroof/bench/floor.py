@@ -1,0 +1,62 @@
+"""The floor under a step's time: the bytes that it has to read over the rate at which memory gives them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from oneroof.config import ModelConfig
+from oneroof.device import memory, synchronize
+from oneroof.models.sizes import sizes
+
+_BLOCK = 1 << 30  # bytes: more than any cache holds
+_WIDTH = 4096  # of the block seen as a matrix
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one step reads at least."""
+
+    weights: float
+    cache: float
+
+    @property
+    def bytes(self) -> float:
+        """In all."""
+        return self.weights + self.cache
+
+
+def traffic(config: ModelConfig, itemsize: int, batch: int, positions: float) -> Traffic:
+    """Of a step that gives each of `batch` texts a token, with `positions` keys behind each.
+
+    Of experts, as many as `batch` tokens visit if every choice is as likely: ``E (1 - (1 - k / E)^batch)``.
+    """
+    values = sizes(config).active + _more_experts(config, batch)
+    seen = sum(min(positions, window) if window else positions for window in config.windows)
+    return Traffic(values * itemsize, batch * seen * 2 * config.kv_heads * config.head_dim * itemsize)
+
+
+def streamed(device: torch.device) -> float:
+    """Bytes a second that `device` reads from its memory: the best of a sum and a matrix-vector product."""
+    size = min(_BLOCK, memory(device).free // 4)
+    block = torch.ones(max(1, size // 4 // _WIDTH), _WIDTH, device=device)
+    vector = torch.ones(_WIDTH, device=device)
+    best = 0.0
+    for product in (False, True) * 3:
+        synchronize(device)
+        began = time.perf_counter()
+        torch.mv(block, vector) if product else block.sum()
+        synchronize(device)
+        best = max(best, block.nbytes / (time.perf_counter() - began))
+    return best
+
+
+def _more_experts(config: ModelConfig, batch: int) -> float:
+    """Parameters of the experts that `batch` tokens visit beyond those of one token."""
+    if config.experts is None:
+        return 0.0
+    count, chosen = config.experts.count, config.experts.top_k
+    visited = count * (1 - (1 - chosen / count) ** batch)
+    return sum(config.sparse_layers) * (visited - chosen) * 3 * config.dim * config.experts.width
