@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+_SHORT = 255  # keys: below, all sequences count as equally long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +77,20 @@ class Batch:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Of a paged batch: the sequences with a single row at its head together, each other by itself."""
-        singles = next((s for s, n in enumerate(self.counts) if n > 1), len(self.counts))
-        found = [self._group(0, singles, 0)] if singles else []
-        row = singles
-        for sequence in range(singles, len(self.counts)):
-            found.append(self._group(sequence, sequence + 1, row))
-            row += self.counts[sequence]
-        return tuple(found)
+        """Of a paged batch: neighbours with a single row that are about as long together, each other alone.
+
+        To read short sequences beside a long one costs as much as if they were long.
+        """
+        cuts: list[int] = []  # where groups begin
+        last = 0
+        for sequence, (start, count) in enumerate(zip(self.starts, self.counts, strict=True)):
+            kind = max(start + count, _SHORT).bit_length() if count == 1 else -sequence
+            if not cuts or kind != last or count > 1:
+                cuts.append(sequence)
+            last = kind
+        ends = [*cuts[1:], len(self.counts)]
+        rows = [0, *accumulate(sum(self.counts[a:b]) for a, b in zip(cuts, ends, strict=True))]
+        return tuple(self._group(a, b, row) for a, b, row in zip(cuts, ends, rows[:-1], strict=True))
 
     def _group(self, first: int, end: int, row: int) -> Group:
         lengths = [s + n for s, n in zip(self.starts[first:end], self.counts[first:end], strict=True)]

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from oneroof import log
 from oneroof.errors import UserError
+
+Int64s = npt.NDArray[np.int64]
 
 KINDS = ("cpu", "cuda", "npu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -180,6 +185,12 @@ def memory(device: torch.device) -> Memory:
     if limit is None or limit.total >= kib["MemTotal"]:
         return Memory(total=kib["MemTotal"], free=kib["MemAvailable"])
     return Memory(total=limit.total, free=min(limit.free, kib["MemAvailable"]))
+
+
+def upload(numbers: Int64s | Sequence[int], device: torch.device) -> torch.Tensor:
+    """`numbers` on `device` as int64, without waiting for what the device is at work on."""
+    found = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+    return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

@@ -21,12 +21,18 @@ KINDS = [
     SamplingParams(top_p=0.999, temperature=2.0),  # more tokens than are looked at
     SamplingParams(min_p=0.05),
     SamplingParams(min_p=1e-9),
+    SamplingParams(min_p=0.05, top_p=0.9),
+    SamplingParams(min_p=0.001, top_p=0.9, temperature=1.5),
+    SamplingParams(top_k=2000, top_p=0.9),
+    SamplingParams(top_p=1e-46),
     SamplingParams(),
 ]
 
 
 def logits(rows: int, vocabulary: int, *, coarse: bool, seed: int = 0) -> Tensor:
-    drawn = 4 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+    """Every other row is flat: many tokens are left, whatever the setting."""
+    steep = torch.where(torch.arange(rows) % 2 == 0, 4.0, 0.5)[:, None]
+    drawn = steep * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
     return drawn.bfloat16().float() if coarse else drawn
 
 

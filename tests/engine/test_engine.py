@@ -16,6 +16,7 @@ from oneroof.engine.engine import Engine
 from oneroof.engine.options import EngineOptions
 from oneroof.engine.request import Output, Piece, Reading, Request, SamplingParams, Vector
 from oneroof.engine.sampler import Settings
+from oneroof.engine.sequence import Sequence
 from oneroof.errors import UserError
 from oneroof.load import Loaded, load
 
@@ -173,7 +174,10 @@ def test_an_abort_frees_its_pages_at_once(loaded: Loaded, in_flight: int) -> Non
     assert engine.stats().aborted == 2
 
 
-def test_a_setting_that_fails_fails_alone(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_a_setting_that_fails_fails_alone(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, in_flight: int
+) -> None:
     made = Settings.of
 
     def of(params: list[SamplingParams], *rest: object, **facts: object) -> Settings:
@@ -184,7 +188,7 @@ def test_a_setting_that_fails_fails_alone(loaded: Loaded, monkeypatch: pytest.Mo
     monkeypatch.setattr(runner.Settings, "of", staticmethod(of))
     bad = SamplingParams(max_tokens=4, temperature=1.0, seed=666)
     requests = [request(loaded, i, [i + 1, 7, 9], bad if i == 1 else GREEDY) for i in range(4)]
-    found = served(loaded, requests)
+    found = served(loaded, requests, replace(SMALL, in_flight=in_flight))
     assert found[1].finish_reason == "error"
     assert "RuntimeError: no such distribution" in str(found[1].completions[0].error)
     monkeypatch.undo()
@@ -227,25 +231,133 @@ def _broken(*_: object) -> None:
     raise MemoryError("all of it")
 
 
-def test_logits_that_are_no_numbers_leave_nothing_behind(checkpoint: Callable[..., Path]) -> None:
-    """A prompt with a poisoned token fails; the pages that it wrote are nobody's, also to its like."""
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_logits_that_are_no_numbers_leave_nothing_behind(
+    checkpoint: Callable[..., Path], in_flight: int
+) -> None:
+    """A prompt with a poisoned token fails. Its like, which shared its pages, does not, and nothing stays."""
     loaded = load(checkpoint("qwen3"), device="cpu", dtype="float32")
-    loaded.model.embedding.weight.data[7] = torch.nan
-    engine = Engine(loaded, SMALL, poison=True)
+    weight = loaded.model.embedding.weight.data
+    sound = weight[7].clone()
+    weight[7] = torch.nan
+    engine = Engine(loaded, replace(SMALL, in_flight=in_flight), poison=True)
     head = list(range(10, 18))
-    engine.add(0, request(loaded, 0, [*head, 7, *range(20, 35)]))
-    engine.add(1, request(loaded, 1, [*head, 8, *range(20, 35)]))
-    found = finish(engine)
-    assert found[0].finish_reason == "error" and found[0].completions[0].error == "its logits are not numbers"
-    assert found[1].finish_reason == "length"
-    engine.add(2, request(loaded, 2, [*head, 8, *range(20, 35)]))
+    bad, good = [*head, 7, *range(20, 35)], [*head, 8, *range(20, 35)]
+    engine.add(0, request(loaded, 0, bad))
+    engine.add(1, request(loaded, 1, good))
+    engine.add(2, request(loaded, 2, [*head, 8], replace(GREEDY, n=2)))
     engine.add(3, Reading(3, (*head, 9)))
     last: dict[int, Piece | Vector] = {}
     while engine.busy:
         last |= dict(engine.step())
-    again, reading = last[2], last[3]
-    assert isinstance(again, Piece) and again.output == replace(found[1], index=2)
-    assert isinstance(reading, Vector) and all(v == v for v in reading.values)
+    failed, reading = last[0], last[3]
+    assert isinstance(failed, Piece) and failed.output is not None
+    assert failed.output.completions[0].error == "its logits are not numbers"
+    assert isinstance(reading, Vector) and reading.error is None
+    assert torch.tensor(reading.values).isfinite().all()
+    for key, ids in ((1, good), (2, [*head, 8])):
+        piece = last[key]
+        assert isinstance(piece, Piece) and piece.output is not None
+        (alone,) = served(loaded, [request(loaded, 0, ids)]).values()
+        assert {c.token_ids for c in piece.output.completions} == {alone.token_ids}
+    weight[7] = sound
+    engine.add(4, request(loaded, 4, bad))
+    assert finish(engine)[4] == replace(served(loaded, [request(loaded, 0, bad)])[0], index=4)
+    assert engine.stats().failed == 1
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_reading_that_is_no_numbers_fails_and_leaves_nothing_behind(
+    checkpoint: Callable[..., Path], in_flight: int
+) -> None:
+    loaded = load(checkpoint("qwen3"), device="cpu", dtype="float32")
+    weight = loaded.model.embedding.weight.data
+    sound = weight[7].clone()
+    weight[7] = torch.nan
+    engine = Engine(loaded, replace(SMALL, in_flight=in_flight), poison=True)
+    ids = (1, 2, 3, 4, 7, 5, 6, 8, 9)
+    engine.add(0, Reading(0, ids))
+    engine.add(1, request(loaded, 1, [4, 5, 6]))
+    events = [event for key, event in _all(engine) if key == 0]
+    assert [e.error for e in events if isinstance(e, Vector)] == [
+        "the model gave results that are not numbers"
+    ]
+    assert engine.stats().failed == 1
+    weight[7] = sound
+    engine.add(2, Reading(2, ids))
+    (again,) = [event for _, event in _all(engine) if isinstance(event, Vector)]
+    assert again.error is None
+
+
+def _all(engine: Engine) -> list[tuple[int, Piece | Vector]]:
+    events: list[tuple[int, Piece | Vector]] = []
+    while engine.busy:
+        events += engine.step()
+    return events
+
+
+@pytest.mark.parametrize("wrong", [Reading(0, ()), Reading(0, (1, -1)), Reading(0, (1,), words=(9999,))])
+def test_tokens_that_cannot_be_are_refused(loaded: Loaded, wrong: Reading) -> None:
+    engine = Engine(loaded, SMALL)
+    with pytest.raises(UserError, match="prompt 0"):
+        engine.add(0, wrong)
+    assert not engine.busy
+
+
+def test_a_key_used_again_gets_nothing_of_the_one_before(loaded: Loaded) -> None:
+    engine = Engine(loaded, replace(SMALL, in_flight=2))
+    engine.add(5, Reading(1, (1, 2, 3)))
+    engine.add(6, request(loaded, 6, [9, 8, 7]))
+    engine.step()
+    engine.abort(6)
+    engine.add(6, Reading(2, (4, 5, 6)))
+    found = {key: event for key, event in _all(engine) if isinstance(event, Vector)}
+    (alone,) = [event for _, event in _served_reading(loaded, Reading(2, (4, 5, 6)))]
+    assert isinstance(alone, Vector)
+    torch.testing.assert_close(torch.tensor(found[6].values), torch.tensor(alone.values))
+
+
+def _served_reading(loaded: Loaded, reading: Reading) -> list[tuple[int, Piece | Vector]]:
+    engine = Engine(loaded, SMALL)
+    engine.add(0, reading)
+    return _all(engine)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_collection_that_fails_ends_its_requests_and_no_others(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, in_flight: int
+) -> None:
+    engine = Engine(loaded, replace(SMALL, in_flight=in_flight), poison=True)
+    engine.add(0, request(loaded, 0, list(range(12)), replace(GREEDY, n=2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner, "collect", _broken)
+        events = engine.step()
+    assert [e.finish_reason for _, e in events if isinstance(e, Piece)] == ["error", "error"]
+    engine.add(1, request(loaded, 1, [1, 2]))
+    assert finish(engine)[1].finish_reason == "length"
+
+
+def test_guesses_that_are_no_tokens_or_fail_harm_nobody(loaded: Loaded) -> None:
+    def guess(sequence: Sequence) -> tuple[int, ...]:
+        if len(sequence.tokens) % 2:
+            raise RuntimeError("no idea")
+        return (5, -3, 10**9)
+
+    engine = Engine(loaded, SMALL, drafter=guess)
+    engine.add(0, request(loaded, 0, [1, 2, 3]))
+    assert finish(engine)[0] == served(loaded, [request(loaded, 0, [1, 2, 3])])[0]
+
+
+def test_whoever_comes_with_what_is_just_being_read_waits_for_it(loaded: Loaded) -> None:
+    """Eight prompts with a head in common arrive together: the head is read once."""
+    engine = Engine(loaded, EngineOptions(page_size=4, max_batch=8, max_batch_tokens=64), poison=True)
+    head = [i % 300 for i in range(80)]
+    for index in range(8):
+        engine.add(index, request(loaded, index, [*head, index]))
+    found = finish(engine)
+    assert engine.stats().cached_tokens == 7 * 80
+    for index in range(8):
+        assert found[index] == replace(served(loaded, [request(loaded, 0, [*head, index])])[0], index=index)
 
 
 def test_a_long_prompt_does_not_hold_up_short_ones(loaded: Loaded) -> None:

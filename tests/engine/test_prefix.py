@@ -83,3 +83,20 @@ def test_no_namespace_can_be_spelt_to_look_like_another_adapter(
 @pytest.mark.parametrize("alpha", [1, 1.0])
 def test_a_stretch_of_one_is_one_whatever_its_type(alpha: float) -> None:
     assert salt(adapter=None, namespace="", kv="float", alpha=alpha) == SALT
+
+
+@given(TOKENS, TOKENS, TOKENS)
+def test_a_fork_of_a_chain_goes_on_by_itself(begun: list[int], one: list[int], two: list[int]) -> None:
+    first = Chain(SALT, 2)
+    first.digests(array("q", begun), len(begun) // 2)
+    second = first.fork()
+    for chain, more in ((first, one), (second, two)):
+        tokens = begun + more
+        assert list(chain.digests(array("q", tokens), len(tokens) // 2)) == digests(tokens, len(tokens) // 2)
+
+
+def test_a_digest_is_told_where_it_was_asked_for_before() -> None:
+    chain = Chain(SALT, 2)
+    assert chain.digest(0) is None
+    known = chain.digests(array("q", [1, 2, 3, 4, 5, 6]), 2)
+    assert [chain.digest(page) for page in range(3)] == [*known, None]

@@ -152,7 +152,8 @@ def test_the_callers_logits_are_not_changed() -> None:
 
 def penalties(repetition: float, presence: float, frequency: float, prompt: int) -> Penalties:
     one = torch.ones(1)
-    return Penalties(repetition * one, presence * one, frequency * one, torch.tensor([prompt]))
+    rows = torch.tensor([0])
+    return Penalties(rows, repetition * one, presence * one, frequency * one, torch.tensor([prompt]))
 
 
 def test_penalties_are_those_of_the_definition() -> None:
@@ -179,7 +180,7 @@ def test_repetition_is_that_of_the_judge() -> None:
 def test_rows_without_penalties_keep_every_bit_beside_one_that_has_them() -> None:
     rows = logits(2)
     strengths = torch.tensor([1.0, 1.7]), torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.3])
-    mixed = Penalties(*strengths, torch.tensor([2, 2]))
+    mixed = Penalties(torch.tensor([0, 1]), *strengths, torch.tensor([2, 2]))
     found = penalize(rows, mixed, torch.randint(0, V, (2, 9)), torch.tensor([9, 4]))
     assert torch.equal(found[0], rows[0])
     assert not torch.equal(found[1], rows[1])

@@ -64,15 +64,11 @@ def test_a_long_prompt_takes_half_of_a_step_and_what_the_short_ones_leave() -> N
 
 def test_every_running_sequence_has_a_row_of_each_step() -> None:
     simulation = Simulation(40, max_batch=3, max_batch_tokens=3)
-    for first, length in ((1, 12), (2, 1), (3, 1)):
+    for first, length in ((1, 1), (2, 1), (3, 12)):
         simulation.add(wish(length, 6, first=first))
-    for _ in range(6):
-        assert {place: count for place, (_, count) in step(simulation).items()} == {
-            (0, 0): 1,
-            (1, 0): 1,
-            (2, 0): 1,
-        }
-    assert step(simulation) == {(0, 0): (6, 3)}
+    for i in range(6):
+        assert step(simulation) == {(0, 0): (i, 1), (1, 0): (i, 1), (2, 0): (i, 1)}
+    assert step(simulation) == {(2, 0): (6, 3)}
 
 
 def test_no_more_run_than_may_and_than_have_a_row() -> None:
@@ -155,6 +151,25 @@ def test_a_text_that_was_written_is_found_by_who_goes_on_from_it() -> None:
     simulation.drain()
     simulation.add(Wish(talk.prompt + text_of(talk, 0) + (7,), 1))
     assert step(simulation) == {(1, 0): (8, 2)}  # its last token was chosen and never read
+
+
+def test_who_begins_as_somebody_who_is_being_read_waits_and_finds_it() -> None:
+    simulation = Simulation(40, page_size=2, max_batch_tokens=32)
+    for namespace in ("", "", "another"):
+        simulation.add(wish(12, 2, namespace=namespace))
+    assert step(simulation) == {(0, 0): (0, 12)}
+    assert step(simulation) == {(0, 0): (12, 1), (1, 0): (11, 1), (2, 0): (0, 12)}
+    simulation.drain()
+
+
+def test_who_waits_for_what_another_reads_goes_on_when_that_one_is_gone() -> None:
+    simulation = Simulation(40, page_size=2, max_batch_tokens=4)
+    for _ in range(2):
+        simulation.add(wish(12, 2))
+    assert step(simulation) == {(0, 0): (0, 4)}
+    simulation.abort(0)
+    assert step(simulation) == {(1, 0): (4, 4)}
+    simulation.drain()
 
 
 def test_nothing_is_shared_with_another_namespace() -> None:

@@ -45,7 +45,7 @@ WORDS = (
 )
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map("".join) | st.text(max_size=12)
 Whole = TypeVar("Whole", str, list[int])
-PROPERTY = settings(max_examples=60, deadline=None)
+PROPERTY = settings(max_examples=50, deadline=None)
 
 
 def write_stripped(folder: Path) -> None:
@@ -237,7 +237,7 @@ def expected_completion(tokenizer: Tokenizer, request: Request, tokens: Sequence
     return Completion(text, tuple(t for t in tokens[:count] if t != BAD), reason, why, None, error)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_an_answer_is_the_same_however_many_tokens_a_step_brings(
     tokenizer: Tokenizer, data: st.DataObject

@@ -37,8 +37,8 @@ def admit(
             f"{named} has {len(token_ids)} tokens; at most {context - 1} are allowed, for one more must "
             f"fit into the context of {context}; cut the prompt"
         )
-    _check_ids(f"{named} has token", token_ids, config.vocabulary, "use this model's own tokenizer")
-    _check_ids("stop_token_ids has", params.stop_token_ids, config.vocabulary, "leave it out")
+    check_ids(f"{named} has token", token_ids, config.vocabulary, "use this model's own tokenizer")
+    check_ids("stop_token_ids has", params.stop_token_ids, config.vocabulary, "leave it out")
     if params.adapter is not None:
         raise UserError(f"adapter {params.adapter!r} was asked; none is loaded; leave it out")
     left = context - len(token_ids)
@@ -77,7 +77,8 @@ def end_tokens(config: ModelConfig, generation: Mapping[str, object]) -> frozens
     return frozenset(config.eos) | {t for t in listed if isinstance(t, int)}
 
 
-def _check_ids(found: str, ids: Sequence[int], vocabulary: int, hint: str) -> None:
+def check_ids(found: str, ids: Sequence[int], vocabulary: int, hint: str) -> None:
+    """UserError for the first of `ids` that is no token; it begins with `found`."""
     for token in ids:
         if not isinstance(token, int) or not 0 <= token < vocabulary:
             raise UserError(f"{found} {token!r}; whole numbers 0 to {vocabulary - 1} are allowed; {hint}")

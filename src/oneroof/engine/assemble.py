@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from oneroof.batch import Batch, Paging
+from oneroof.device import upload
 from oneroof.engine.scheduler import Part
 
 _UNKNOWN = -1  # a token that was chosen in flight and is on the device alone
 
 
 def ordered(parts: Listed[Part]) -> list[Part]:
-    """`parts` in the order in which `assemble` wants them."""
-    return [p for p in parts if p.count == 1] + [p for p in parts if p.count > 1]
+    """`parts` in the order in which `assemble` wants them: single rows first, of short sequences first."""
+    singles = sorted((p for p in parts if p.count == 1), key=lambda p: p.end)
+    return singles + [p for p in parts if p.count > 1]
 
 
 def assemble(parts: Listed[Part], *, page_size: int, latest: Tensor | None, device: torch.device) -> Batch:
@@ -36,7 +38,9 @@ def assemble(parts: Listed[Part], *, page_size: int, latest: Tensor | None, devi
     row = 0
     for i, part in enumerate(parts):
         sequence, end = part.sequence, row + part.count
-        pages = np.frombuffer(sequence.pages, dtype=np.int64)[:width]
+        pages = np.array(
+            sequence.pages[:width]
+        )  # a view would keep them from growing for as long as it lives
         table[i, : len(pages)] = pages
         lengths[i] = part.end
         if part.count == 1:
@@ -52,13 +56,10 @@ def assemble(parts: Listed[Part], *, page_size: int, latest: Tensor | None, devi
             slots[row:end] = pages[places // page_size] * page_size + places % page_size
         row = end
     lanes = [p.sequence.lane for p in parts] if latest is not None and tokens.min() < 0 else None
-    placed = torch.from_numpy(buffer).to(device, non_blocking=True).split(sizes)
+    placed = upload(buffer, device).split(sizes)
     read = placed[0]
     if lanes is not None and latest is not None:
-        newest = latest[
-            torch.tensor(lanes, device=device).repeat_interleave(torch.tensor(counts, device=device))
-        ]
-        read = read.where(read >= 0, newest)
+        read = read.where(read >= 0, latest[upload(np.repeat(lanes, counts), device)])
     return Batch(
         tokens=read,
         positions=placed[1],

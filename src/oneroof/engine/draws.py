@@ -85,6 +85,7 @@ class Draw:
         """[S] tokens, and [S] whether all that are left were among those looked at."""
         values, ids = likeliest(scaled, self.width)
         kept = torch.ones_like(values, dtype=torch.bool)
+        sure = torch.ones_like(self.seeds, dtype=torch.bool)
         if self.min_p is not None:
             kept &= values >= values[:, :1] + self.min_p.log()[:, None]
         if self.top_k is not None:
@@ -93,25 +94,25 @@ class Draw:
             kept &= values >= values.gather(1, last).where(cut, _OFF)
         if self.top_p is not None:
             left = values.where(kept, _OFF)
-            norm = self._norm(scaled, left)
-            shares = (left - norm).exp()
-            before = shares.cumsum(-1) - shares
-            kept &= (before < self.top_p[:, None]) | (self.top_p[:, None] >= 1.0)
-        floor = values.where(kept, float("inf")).amin(-1, keepdim=True)
+            uncut = self._uncut(scaled.shape[1])
+            sure = uncut | (values[:, -1] < _least(values, kept)[:, 0])  # else the norm lacks something
+            norm = left.logsumexp(-1, keepdim=True)
+            if bool(uncut.any()):
+                norm = torch.where(uncut[:, None], scaled.logsumexp(-1, keepdim=True), norm)
+            kept &= _head(left, norm, self.top_p)
+        floor = _least(values, kept)
         noisy = values.masked_fill(values < floor, _OFF) + gumbel(self.seeds, lengths, ids)
-        return ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0], values[:, -1] < floor[:, 0]
+        tokens = ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0]
+        return tokens, sure & (values[:, -1] < floor[:, 0])
 
-    def _norm(self, scaled: Tensor, left: Tensor) -> Tensor:
-        """[S, 1] the normaliser of what min-p and top-k leave: of all tokens where a row has both off."""
-        among = left.logsumexp(-1, keepdim=True)
+    def _uncut(self, vocabulary: int) -> Tensor:
+        """[S] which rows have min-p and top-k off, so that top-p looks at all tokens."""
         off = torch.ones_like(self.seeds, dtype=torch.bool)
         if self.min_p is not None:
             off &= self.min_p == 0
         if self.top_k is not None:
-            off &= self.top_k >= scaled.shape[1]
-        return (
-            torch.where(off[:, None], scaled.logsumexp(-1, keepdim=True), among) if bool(off.any()) else among
-        )
+            off &= self.top_k >= vocabulary
+        return off
 
     def _filter(self, logits: Tensor) -> Tensor:
         """[S, V]: -inf where min-p, top-k or top-p leave a token out. `logits` [S, V] are lost.
@@ -166,8 +167,19 @@ def _cut_tail(logits: Tensor, ordered: Tensor, top_p: Tensor) -> Tensor:
     `ordered` are the largest of `logits`, descending: at least all those that are not -inf. The normaliser is
     taken over all of `logits`, so that it does not depend on how many were ordered for a neighbour's sake.
     """
-    shares = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
+    kept = _head(ordered, logits.logsumexp(-1, keepdim=True), top_p)
+    return logits.masked_fill_(logits < _least(ordered, kept), _OFF)
+
+
+def _head(ordered: Tensor, norm: Tensor, top_p: Tensor) -> Tensor:
+    """Which of `ordered` [S, M], the largest first, are needed to reach `top_p`; the first one always is."""
+    shares = (ordered - norm).exp()
     before = shares.cumsum(-1) - shares  # what likelier tokens hold already
     kept = (before < top_p[:, None]) | (top_p[:, None] >= 1.0)
-    floor = ordered.where(kept, float("inf")).amin(-1, keepdim=True)
-    return logits.masked_fill_(logits < floor, _OFF)
+    kept[:, 0] = True
+    return kept
+
+
+def _least(values: Tensor, kept: Tensor) -> Tensor:
+    """[S, 1] the least of those that are kept."""
+    return values.where(kept, float("inf")).amin(-1, keepdim=True)

@@ -6,20 +6,23 @@ depend on its neighbours; what is wrong with it ends it alone.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import torch
 
+from oneroof.engine.admission import check_ids, context_of
 from oneroof.engine.answer import BAD, Answer
-from oneroof.engine.capacity import capacity
+from oneroof.engine.capacity import Capacity, capacity
 from oneroof.engine.options import EngineOptions
 from oneroof.engine.prefix import Chain, salt
 from oneroof.engine.request import Logprob, Output, Piece, Reading, Request, Vector
 from oneroof.engine.runner import Flight, Result, Runner, Shares
-from oneroof.engine.scheduler import Scheduler, Step
+from oneroof.engine.scheduler import Part, Scheduler
 from oneroof.engine.sequence import Sequence
 from oneroof.engine.stats import Speed, Stats
 from oneroof.engine.whole import WholeTexts
@@ -79,10 +82,13 @@ class Engine:
         self._steps = self._prompt_tokens = self._cached_tokens = self._tokens = 0
         self._finished = self._aborted = self._failed = 0
         self._seconds = 0.0
-        room = capacity(loaded, options)
+        if loaded.config.causal:
+            room = capacity(loaded, options)
+        else:  # it keeps nothing
+            room = Capacity(0, context_of(loaded.config, options.max_model_len))
         self.context = room.context
         self.scheduler = Scheduler(
-            room.pages if loaded.config.causal else 0,
+            room.pages,
             page_size=options.page_size,
             max_batch=options.max_batch,
             max_batch_tokens=options.max_batch_tokens,
@@ -128,9 +134,9 @@ class Engine:
                 request.token_ids,
                 request.limit,
                 self._next_order(),
-                chain=chained(),
+                chain=chained() if number == 0 else None,  # the others fork it
                 reads_cache=number > 0 or params.prompt_logprobs is None,
-                runs_ahead=not params.penalized,
+                runs_ahead=not params.penalized and self._drafter is None,
                 alpha=self.loaded.model.ntk_alpha(length),
             )
             for number in range(params.n)
@@ -146,7 +152,12 @@ class Engine:
         Raises UserError where it can never be served here.
         """
         length, fits = len(request.token_ids), self.scheduler.fits
+        named = f"prompt {request.index}"
+        if length == 0:
+            raise UserError(f"{named} has no tokens; at least 1 is allowed; write something")
+        check_ids(f"{named} has token", request.token_ids, self.loaded.config.vocabulary, "cut it out")
         if isinstance(request, Reading):
+            check_ids(f"{named} asks for word", request.words, self.loaded.config.vocabulary, "leave it out")
             if self.loaded.config.causal and not fits(length):
                 raise UserError(self._too_long(request.index, length, 0))
             if request.words and self.loaded.model.head is None:
@@ -164,6 +175,8 @@ class Engine:
     def abort(self, key: int) -> None:
         """Request `key` is over, and its pages are free; a key that is not under way is passed over."""
         if key in self._jobs:
+            if not self._jobs[key].sequences:
+                self._whole.abort(key)
             self._drop(key)
             self._aborted += 1
 
@@ -184,7 +197,7 @@ class Engine:
             try:
                 self._flights.append(self.runner.launch(step, self._owners))
             except Exception as error:  # no batch may take the engine with it
-                events += self._failed_step(step, error)
+                events += self._failed_step(step.parts, error)
         if self._flights:
             flight = self._flights.popleft()
             events += self._collect(flight)
@@ -197,7 +210,7 @@ class Engine:
         """What was done so far, and the state now."""
         pages = self.scheduler.allocator
         return Stats(
-            waiting=len(self.scheduler.waiting) + len(self._whole),
+            waiting=self.scheduler.queued + len(self._whole),
             running=len(self.scheduler.running),
             pages=pages.pages,
             pages_free=pages.free,
@@ -257,16 +270,34 @@ class Engine:
 
     def _collect(self, flight: Flight) -> list[tuple[int, Event]]:
         events: list[tuple[int, Event]] = []
-        for result in self.runner.collect(flight):
+        try:
+            results = self.runner.collect(flight)
+        except Exception as error:
+            return self._failed_step(flight.parts, error)
+        for result in results:
+            sequence = result.part.sequence
             self.scheduler.collect(result.part, result.chosen)
-            key = result.part.sequence.key
-            job = self._jobs.get(key)
-            if isinstance(job, _Look) and result.vector is not None:
-                found = Vector(job.reading.index, tuple(result.vector))
-                events.append((key, self._found(key, job, found)))
-            elif isinstance(job, _Job):
-                events += self._write(key, job, result)
+            job = self._jobs.get(sequence.key)
+            if (
+                job is None or sequence not in job.sequences
+            ):  # it was aborted, and its key may be another's now
+                continue
+            if isinstance(job, _Job):
+                events += self._write(sequence.key, job, result)
+            elif result.vector is not None and result.part.epoch >= sequence.void:
+                found = self._look(sequence, job, result.vector)
+                events += [] if found is None else [(sequence.key, found)]
         return events
+
+    def _look(self, sequence: Sequence, job: _Look, values: list[float]) -> Vector | None:
+        """What `sequence` has read, unless it has to be read anew."""
+        if all(map(math.isfinite, values)):
+            return self._found(sequence.key, job, Vector(job.reading.index, tuple(values)))
+        if self.scheduler.redo(sequence):
+            return None
+        self.scheduler.finish(sequence, spoiled=True)
+        wrong = Vector(job.reading.index, (), "the model gave results that are not numbers")
+        return self._found(sequence.key, job, wrong)
 
     def _found(self, key: int, look: _Look, vector: Vector) -> Vector:
         """A text has been read, or could not be."""
@@ -286,7 +317,10 @@ class Engine:
             job.prompt_logprobs += result.prompt[done - part.start :]
         events: list[tuple[int, Event]] = []
         for h, heir in enumerate(part.heirs):
-            if heir not in self._owners:
+            stale = heir is part.sequence and part.epoch < heir.void
+            if heir not in self._owners or stale:
+                continue
+            if result.chosen[h] == [BAD] and result.errors[h] is None and self.scheduler.redo(heir):
                 continue
             if not job.answers[heir.number].token_ids and heir.number == 0:
                 self._begun(heir)
@@ -314,15 +348,25 @@ class Engine:
         except Exception as fault:  # a stop string, a grammar: this request's own
             answer.fail(f"its text cannot be made: {type(fault).__name__}: {fault}")
         self._tokens += len(taken)
+        self.speed.tokens += len(taken) - (len(answer.token_ids) == len(taken) > 0)  # all but the first
         if answer.finish_reason is None:
-            if self._drafter is not None and heir.runs_ahead:
-                heir.drafts = self._drafter(heir)
+            heir.drafts = () if answer.request.params.penalized else self._guesses(heir)
         else:
             self.scheduler.finish(heir, spoiled=error is None and BAD in tokens)
             del self._owners[heir]
         index = job.request.index
         output = self._output(heir.key, job) if answer.finish_reason is not None else None
         return Piece(index, heir.number, "".join(text), tuple(taken), answer.finish_reason, output)
+
+    def _guesses(self, sequence: Sequence) -> tuple[int, ...]:
+        """What may come next; not for penalties, which would have to count the guesses before each guess."""
+        if self._drafter is None:
+            return ()
+        try:
+            drafts = self._drafter(sequence)
+        except Exception:  # guesses are for speed alone
+            return ()
+        return tuple(takewhile(lambda token: 0 <= token < self.loaded.config.vocabulary, drafts))
 
     def _output(self, key: int, job: _Job) -> Output | None:
         """What the request brought, once all its completions are done."""
@@ -342,13 +386,16 @@ class Engine:
             cached_tokens=job.sequences[0].cached,
         )
 
-    def _failed_step(self, step: Step, error: Exception) -> list[tuple[int, Event]]:
+    def _failed_step(self, parts: list[Part], error: Exception) -> list[tuple[int, Event]]:
         """A batch could not be run: its requests end, the others go on."""
         said = " ".join(str(error).split())
         message = f"a step failed: {type(error).__name__}: {said[:200]}"
         events: list[tuple[int, Event]] = []
-        for key in dict.fromkeys(part.sequence.key for part in step.parts):
-            job = self._jobs[key]
+        for part in parts:
+            key = part.sequence.key
+            job = self._jobs.get(key)
+            if job is None or part.sequence not in job.sequences:
+                continue
             if isinstance(job, _Look):
                 events.append((key, self._found(key, job, Vector(job.reading.index, (), message))))
                 continue
@@ -364,8 +411,6 @@ class Engine:
     def _drop(self, key: int) -> None:
         """Request `key` has no sequences any more."""
         job = self._jobs.pop(key)
-        if not job.sequences:
-            self._whole.abort(key)
         for sequence in job.sequences:
             self.scheduler.finish(sequence)
             self._owners.pop(sequence, None)
@@ -383,4 +428,3 @@ class Engine:
         self.speed.prompt_tokens += reading
         self.speed.prompt_seconds += seconds * reading / (writing + reading)
         self.speed.seconds += seconds * writing / (writing + reading)
-        self.speed.tokens += sum(1 for p in flight.parts if p.start >= p.sequence.prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from oneroof.engine.request import whole
@@ -41,7 +42,7 @@ class EngineOptions:
             whole("in_flight", self.in_flight, 1, None, "leave it out for the usual number")
         for name in ("kv_memory", "device_memory", "reserve_memory"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise UserError(f"{name} is {value!r}; a number of GB is allowed; leave it out for the usual")
         for name in ("kv_memory", "device_memory"):
             if getattr(self, name) == 0:

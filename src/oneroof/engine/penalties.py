@@ -15,6 +15,7 @@ from torch import Tensor
 class Penalties:
     """Strengths by row, as vLLM defines them: repetition over prompt and output, the others over output."""
 
+    rows: Tensor  # [S] int64: which of the batch
     repetition: Tensor  # [S] float32; 1 = off
     presence: Tensor  # [S] float32; 0 = off
     frequency: Tensor  # [S] float32; 0 = off

@@ -35,3 +35,13 @@ class Chain:
             self._last = hashlib.sha256(self._last + content).digest()
             self._digests.append(self._last)
         return self._digests[:pages]
+
+    def digest(self, page: int) -> bytes | None:
+        """Of page number `page`, where it has been asked for before."""
+        return self._digests[page] if page < len(self._digests) else None
+
+    def fork(self) -> Chain:
+        """The chain of a sequence that begins with the same tokens."""
+        other = Chain(self._last, self._page_size)
+        other._digests = self._digests.copy()
+        return other

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from oneroof.errors import UserError
 
 SEEDS = (-(2**63), 2**63 - 1)  # the least and the largest
+_MOST_COMPLETIONS = 1024  # of one prompt
 _GREEDY_BELOW = 1e-5  # colder than this, logits / temperature leaves float32
 
 
@@ -36,7 +37,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit once for each time it occurs in the output."""
     seed: int | None = None
-    """The same seed gives the same tokens in any batch, up to rounding in 16 bits; None: always another."""
+    """The same seed gives the same tokens in any batch, up to rounding; None: always another."""
     stop: str | Sequence[str] = ()
     """Strings that end the text; they are not part of it."""
     stop_token_ids: Sequence[int] = ()
@@ -69,7 +70,7 @@ class SamplingParams:
         for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if value is not None:
                 whole(name, value, 0, None, "None to switch it off")
-        whole("n", self.n, 1, None, "1 for one completion")
+        whole("n", self.n, 1, _MOST_COMPLETIONS, "1 for one completion")
         if not isinstance(self.ignore_eos, bool):
             raise UserError(f"ignore_eos is {self.ignore_eos!r}; True or False is allowed; try False")
         if self.adapter is not None and not isinstance(self.adapter, str):

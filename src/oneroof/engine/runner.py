@@ -6,7 +6,6 @@ Between the two nothing waits for the device. What one row's settings cannot do 
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneroof.batch import Batch
+from oneroof.device import Int64s, upload
 from oneroof.engine.answer import BAD, Answer
 from oneroof.engine.assemble import assemble, ordered
 from oneroof.engine.logprobs import logprobs, prompt_logprobs
@@ -97,7 +96,7 @@ class Runner:
         began = time.perf_counter()
         hidden = self._loaded.model(batch, self.cache)
         self._read_prompts(flight, hidden, owners)
-        self._read_vectors(flight, hidden, batch, owners)
+        self._read_vectors(flight, hidden, owners)
         if flight.choices:
             self._choose(flight, hidden)
         self.seconds += time.perf_counter() - began
@@ -129,17 +128,17 @@ class Runner:
     def _choose(self, flight: Flight, hidden: Tensor) -> None:
         choices = flight.choices
         rows = list(dict.fromkeys(c.row for c in choices))
-        logits = self._loaded.model.logits(hidden[torch.tensor(rows, device=hidden.device)])
+        logits = self._loaded.model.logits(hidden[upload(rows, hidden.device)])
         if len(rows) < len(choices):  # a prompt that is read once for several completions
             place = {row: i for i, row in enumerate(rows)}
-            logits = logits[torch.tensor([place[c.row] for c in choices], device=hidden.device)]
+            logits = logits[upload([place[c.row] for c in choices], hidden.device)]
         try:
             flight.tokens = self._sample(logits, choices)
         except Exception:  # whatever it is: some row's settings; the others are not to suffer for it
             flight.tokens = self._sample_each(flight, logits)
         if self._latest is not None:
-            lanes = torch.tensor([c.sequence.lane for c in choices], device=hidden.device)
-            self._latest[lanes] = flight.tokens
+            lanes = upload([c.sequence.lane for c in choices], hidden.device)
+            self._latest[lanes] = flight.tokens.clamp(min=0)  # a row that failed may be read once more
         if any(c.answer.request.params.logprobs is not None for c in choices):
             flight.logits = logits
 
@@ -155,8 +154,8 @@ class Runner:
             )
             self._settings = answers, made
         settings = self._settings[1]
-        lengths = torch.tensor([c.length for c in choices], device=logits.device)
-        history = None if settings.penalties is None else _history(choices).to(logits.device)
+        lengths = upload([c.length for c in choices], logits.device)
+        history = None if settings.penalties is None else upload(_history(choices), logits.device)
         return sample(logits, settings, lengths, history)
 
     def _sample_each(self, flight: Flight, logits: Tensor) -> Tensor:
@@ -197,11 +196,13 @@ class Runner:
                     vocabulary=self._loaded.config.vocabulary,
                 )
 
-    def _read_vectors(self, flight: Flight, hidden: Tensor, batch: Batch, owners: Owners) -> None:
+    def _read_vectors(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
+        row = 0
         for p, part in enumerate(flight.parts):
+            row += part.count
             owner = owners[part.sequence]
             if isinstance(owner, Reading) and part.heirs:
-                flight.vectors[p] = meaning(self._loaded, hidden[batch.last_rows[p]], owner)
+                flight.vectors[p] = meaning(self._loaded, hidden[row - 1], owner)
 
     def _text(self, token: int) -> str:
         tokenizer = self._loaded.tokenizer
@@ -232,12 +233,10 @@ def _agreed(made: list[int], drafts: tuple[int, ...]) -> list[int]:
     return made[: right + 1]
 
 
-def _history(choices: list[_Choice]) -> Tensor:
-    """[R, L] int64 the tokens of rows with penalties, which are all known on the host; others stay zero."""
-    longest = max(c.length for c in choices)
-    table = np.zeros((len(choices), longest), dtype=np.int64)
-    for row, choice in enumerate(choices):
-        if choice.answer.request.params.penalized:
-            known: array[int] = choice.sequence.tokens
-            table[row, : choice.length] = np.frombuffer(known, dtype=np.int64)[: choice.length]
-    return torch.from_numpy(table)
+def _history(choices: list[_Choice]) -> Int64s:
+    """[R, L] the tokens of rows with penalties, which are all known on the host; other rows are zero."""
+    penalized = [(row, c) for row, c in enumerate(choices) if c.answer.request.params.penalized]
+    table = np.zeros((len(choices), max(c.length for _, c in penalized)), dtype=np.int64)
+    for row, choice in penalized:
+        table[row, : choice.length] = choice.sequence.tokens[: choice.length]
+    return table

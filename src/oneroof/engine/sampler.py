@@ -40,12 +40,14 @@ class Settings:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         penalties = None
-        if any(p.penalized for p in params):
+        rows = [row for row, p in enumerate(params) if p.penalized]
+        if rows:
             penalties = Penalties(
-                repetition=real([p.repetition_penalty for p in params]),
-                presence=real([p.presence_penalty for p in params]),
-                frequency=real([p.frequency_penalty for p in params]),
-                prompts=torch.tensor(prompts, dtype=torch.int64, device=device),
+                rows=torch.tensor(rows, device=device),
+                repetition=real([params[r].repetition_penalty for r in rows]),
+                presence=real([params[r].presence_penalty for r in rows]),
+                frequency=real([params[r].frequency_penalty for r in rows]),
+                prompts=torch.tensor([prompts[r] for r in rows], dtype=torch.int64, device=device),
             )
         return Settings(penalties, Draw.each(params, seeds, vocabulary=vocabulary, device=device))
 
@@ -54,12 +56,14 @@ def sample(logits: Tensor, settings: Settings, lengths: Tensor, history: Tensor 
     """[S] int64: the next token of each row; `BAD` for a row whose logits are not numbers.
 
     `logits` [S, V] float32 are not changed. `lengths` [S] int64 is how many tokens each row has, so also the
-    place of the token drawn. `history` [S, L] int64 holds these tokens; it is read only where penalties are
-    on.
+    place of the token drawn. `history` [S, L] int64 holds these tokens; it is read only where a row has
+    penalties.
     """
     if settings.penalties is not None:
         assert history is not None
-        logits = penalize(logits, settings.penalties, history, lengths)
+        rows = settings.penalties.rows
+        changed = penalize(logits[rows], settings.penalties, history[rows], lengths[rows])
+        logits = logits.index_copy(0, rows, changed)
     best, tokens = logits.max(-1)
     for draw in settings.draws:
         if draw.rows is None:

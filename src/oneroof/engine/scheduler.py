@@ -60,9 +60,11 @@ class Scheduler:
         self.allocator = Allocator(pages, self._poison if poison else None)
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
-        self.waiting: deque[Sequence] = deque()
+        self._queue: deque[Sequence] = deque()  # by order; those that are done leave when they come first
+        self._live = 0  # of the queue
         self.running: list[Sequence] = []  # the oldest first
         self.preemptions = 0
+        self._least_share = min(16, max_batch_tokens // 4)  # rows that are worth a prompt's pages
         self._lanes = list(range(min(max_batch, max_batch_tokens) - 1, -1, -1))
         self._chores: list[tuple[int, int]] = []
 
@@ -72,7 +74,17 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """`sequence` waits; its siblings come to life when its prompt has been read."""
-        self.waiting.append(sequence)
+        self._enqueue(sequence)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Those that hold no pages and are to have some, the first to come first."""
+        return [s for s in self._queue if s.state is State.WAITING]
+
+    @property
+    def queued(self) -> int:
+        """How many wait."""
+        return self._live
 
     def finish(self, sequence: Sequence, *, spoiled: bool = False) -> None:
         """It is over, at any moment; its pages are free at once. `spoiled`: nobody may find them again."""
@@ -81,9 +93,26 @@ class Scheduler:
                 for page in sequence.pages:  # also those it found: what is wrong may have come from there
                     self.allocator.forget(page)
             self._leave(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        elif sequence.queued:
+            self._live -= 1
+        sequence.queued = False
         sequence.state = State.DONE
+
+    def redo(self, sequence: Sequence) -> bool:
+        """What it brought last came from numbers that are none.
+
+        Where it began with pages of others, the fault may be theirs: nobody finds those again, it is computed
+        anew without them, and this is True.
+        """
+        if sequence.state is not State.RUNNING or not sequence.borrowed:
+            return False
+        for page in sequence.pages:
+            self.allocator.forget(page)
+        self._preempt(sequence)
+        if sequence.tokens[-1] < 0:  # what stands for the token that could not be chosen
+            sequence.tokens.pop()
+        sequence.reads_cache, sequence.void = False, sequence.epoch
+        return True
 
     def schedule(self) -> Step | None:
         """The next batch; None where nobody can go on before a batch in flight is collected."""
@@ -92,11 +121,16 @@ class Scheduler:
         for sequence in list(self.running):  # the oldest first: those it preempts are behind it
             if sequence.ready and self._hold(sequence, 1, preempt=True):
                 rows[sequence] = 1
+        wished = sum(map(self._wish, rows))
+        readers = sum(s.need > 1 for s in rows)
         while self.preemptions == begun and len(rows) < self.max_batch_tokens:
+            if wished >= self.max_batch_tokens and self.max_batch_tokens >> readers < self._least_share:
+                break  # it would have pages and next to no rows; later, its beginning may be known
             joined = self._admit()
             if joined is None:
                 break
             rows[joined] = 1
+            wished, readers = wished + joined.need, readers + (joined.need > 1)
         self._share_out(rows)
         step = Step(chores=self._chores)
         self._chores = []
@@ -113,7 +147,8 @@ class Scheduler:
         for heir, tokens in zip(part.heirs, chosen, strict=True):
             if heir.state is not State.DONE:
                 heir.pending -= 1
-                heir.tokens.extend(tokens)
+                if part.epoch >= heir.void or heir is not sequence:
+                    heir.tokens.extend(tokens)
         if part.drafts:
             sequence.checking = False
         if sequence.state is State.RUNNING and sequence.epoch == part.epoch:
@@ -123,23 +158,29 @@ class Scheduler:
 
     def _admit(self) -> Sequence | None:
         """Let the first of those who wait join, if there is a lane and there are pages for all it has."""
-        if not self.waiting or not self._lanes:
+        while self._queue and self._queue[0].state is State.DONE:
+            self._queue.popleft()
+        if not self._queue or not self._lanes:
             return None
-        sequence = self.waiting[0]
+        sequence = self._queue[0]
         if sequence.pending or sequence.checking:  # what it chose last is not known yet
             return None
         heads = min(len(sequence.siblings), len(self._lanes) - 1) + len(self.running)
         spare = heads if self.running else 0  # a page for each who will want one next
         borrowed = self._lookup(sequence)
+        if self._awaited(sequence, len(borrowed)):
+            return None
         self.allocator.share(borrowed)
         if self._missing(sequence, borrowed) > self.allocator.available - spare and borrowed:
             self.allocator.release([borrowed.pop()])  # a page that is not copied is not needed twice
         if self._missing(sequence, borrowed) > self.allocator.available - spare:
             self.allocator.release(borrowed)
             return None
-        self.waiting.popleft()
+        self._queue.popleft()
+        sequence.queued = False
+        self._live -= 1
         sequence.pages.extend(borrowed)
-        sequence.labelled = len(borrowed)
+        sequence.borrowed = sequence.labelled = len(borrowed)
         sequence.computed = min(len(borrowed) * self.page_size, sequence.total - 1)
         if sequence.epoch == 0:
             sequence.cached = min(sequence.computed, sequence.prompt)
@@ -164,10 +205,20 @@ class Scheduler:
                 found.append(page)
         return found
 
+    def _awaited(self, sequence: Sequence, page: int) -> bool:
+        """Whether somebody is reading just now what `sequence` would put into its page number `page`."""
+        if sequence.chain is None or not sequence.reads_cache:
+            return False
+        digest = sequence.chain.digest(page)
+        return digest is not None and any(
+            s.labelled <= page and s.chain is not None and s.chain.digest(page) == digest
+            for s in self.running
+        )
+
     def _share_out(self, rows: dict[Sequence, int]) -> None:
         """Give what is left of the step to those who have more to read, as far as there are pages."""
         left = self.max_batch_tokens - len(rows)
-        readers = sorted((s for s in rows if self._wish(s) > 1), key=lambda s: s.order)
+        readers = sorted((s for s in rows if self._wish(s) > 1), key=lambda s: (s.need == 1, s.order))
         shares = {}
         for place, sequence in enumerate(readers, start=1):
             most = left if place == len(readers) else -(-left // 2)
@@ -221,9 +272,9 @@ class Scheduler:
         """It gives all back, and waits, before all who came later, to be computed anew."""
         self._leave(sequence)
         sequence.state = State.WAITING
-        sequence.computed = sequence.labelled = 0
+        sequence.computed = sequence.borrowed = sequence.labelled = 0
         sequence.epoch += 1
-        insort(self.waiting, sequence, key=lambda s: s.order)
+        self._enqueue(sequence)
         self.preemptions += 1
 
     def _part(self, sequence: Sequence, count: int) -> Part:
@@ -243,15 +294,17 @@ class Scheduler:
         """The prompt is read: as many siblings as have a lane share its pages; the others wait."""
         siblings = [s for s in sequence.siblings if s.state is State.WAITING]
         sequence.siblings = []
+        for sibling in siblings:
+            sibling.chain = None if sequence.chain is None else sequence.chain.fork()
         born = siblings[: len(self._lanes)]
         for sibling in born:
             self.allocator.share(sequence.pages)
             sibling.pages.extend(sequence.pages)
             sibling.computed, sibling.cached = sequence.computed, sequence.cached
-            sibling.labelled = sequence.computed // self.page_size
+            sibling.borrowed = sibling.labelled = sequence.computed // self.page_size
             self._join(sibling)
         for late in siblings[len(born) :]:
-            insort(self.waiting, late, key=lambda s: s.order)
+            self._enqueue(late)
         return born
 
     def _offer(self, sequence: Sequence, known: int) -> None:
@@ -264,6 +317,14 @@ class Scheduler:
             for page in range(sequence.labelled, full):
                 self.allocator.label(sequence.pages[page], digests[page])
             sequence.labelled = full
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        sequence.queued = True
+        self._live += 1
+        if not self._queue or self._queue[-1].order < sequence.order:
+            self._queue.append(sequence)
+        else:
+            insort(self._queue, sequence, key=lambda s: s.order)
 
     def _join(self, sequence: Sequence) -> None:
         sequence.state, sequence.lane = State.RUNNING, self._lanes.pop()

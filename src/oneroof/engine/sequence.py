@@ -60,9 +60,12 @@ class Sequence:
         self.lane = -1  # its row in the runner's tensors, while it runs
         self.epoch = 0  # how often it lost its pages
         self.cached = 0  # prompt tokens that came from the cache when it first ran
+        self.borrowed = 0  # pages at its head that others had filled
+        self.void = 0  # what was launched in an epoch before this one was made from bad numbers
         self.labelled = 0  # pages at its head that have been offered to others
         self.siblings: list[Sequence] = []  # completions that begin where its prompt ends
         self.state = State.WAITING
+        self.queued = False  # it has a place in the queue
 
     @property
     def total(self) -> int:

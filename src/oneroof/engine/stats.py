@@ -19,7 +19,7 @@ class Speed:
 class Stats:
     """Counts since the engine began, and its state now."""
 
-    waiting: int  # completions that have no pages
+    waiting: int  # in the queue; completions of one prompt begin with the first of them
     running: int
     pages: int  # of the cache
     pages_free: int  # without content

@@ -57,12 +57,21 @@ class WholeTexts:
 
     @torch.inference_mode()
     def _read(self, readings: list[Reading]) -> list[tuple[float, ...]]:
+        """Those that are about as long together: short texts are padded to the longest."""
         model = self._loaded.model
-        alphas = [model.ntk_alpha(len(r.token_ids)) for r in readings]
-        stretched = alphas if any(a != 1.0 for a in alphas) else None
-        batch = pack([r.token_ids for r in readings], alphas=stretched, device=self._loaded.device)
-        last = model(batch)[batch.last_rows]
-        return [tuple(meaning(self._loaded, row, r).tolist()) for row, r in zip(last, readings, strict=True)]
+        kinds: dict[int, list[int]] = {}
+        for i, reading in enumerate(readings):
+            kinds.setdefault(len(reading.token_ids).bit_length(), []).append(i)
+        found: dict[int, tuple[float, ...]] = {}
+        for group in kinds.values():
+            texts = [readings[i].token_ids for i in group]
+            alphas = [model.ntk_alpha(len(ids)) for ids in texts]
+            stretched = alphas if any(a != 1.0 for a in alphas) else None
+            batch = pack(texts, alphas=stretched, device=self._loaded.device)
+            last = model(batch)[batch.last_rows]
+            for i, row in zip(group, last, strict=True):
+                found[i] = tuple(meaning(self._loaded, row, readings[i]).tolist())
+        return [found[i] for i in range(len(readings))]
 
 
 def meaning(loaded: Loaded, hidden_D: Tensor, reading: Reading) -> Tensor:
