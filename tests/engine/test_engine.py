@@ -137,9 +137,31 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers(loaded: Loaded
         engine.add(3, Reading(3, tuple(range(21))))
     assert not engine.busy
     engine.add(1, request(loaded, 1, list(range(15)), replace(GREEDY, max_tokens=None)))
-    assert len(finish(engine)[1].token_ids) == 6  # until the cache is full; the last is not read
-    engine.add(2, request(loaded, 2, list(range(13))))
+    assert len(finish(engine)[1].token_ids) == 5  # until the context is full, which the cache limits
+    engine.add(2, request(loaded, 2, list(range(12))))
     assert len(finish(engine)[2].token_ids) == 8
+
+
+def test_the_context_binds_whoever_comes_with_a_request_of_his_own(loaded: Loaded) -> None:
+    engine = Engine(loaded, SMALL)  # a context of 64, and four times the pages
+    for wrong in (request(loaded, 0, [1] * 64), Reading(0, (1,) * 65)):
+        with pytest.raises(UserError, match=r"prompt 0 has 6. tokens; at most 6. are allowed"):
+            engine.add(0, wrong)
+    engine.add(0, request(loaded, 0, [1] * 60, replace(GREEDY, max_tokens=60)))
+    assert len(finish(engine)[0].token_ids) == 4
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [(33, 14), (8, 8), (16, 1), (15, 2)])
+def test_a_cache_that_holds_all_texts_holds_them_at_once(loaded: Loaded, prompt: int, tokens: int) -> None:
+    """No page is kept back for who will never want another."""
+    options = EngineOptions(max_batch=4, max_model_len=prompt + tokens, prefix_cache=False)
+    engine = Engine(loaded, options)
+    for index in range(4):
+        ids = [index + 1] * prompt
+        engine.add(index, request(loaded, index, ids, replace(GREEDY, max_tokens=tokens)))
+    assert {key for key, _ in engine.step()} == set(range(4))
+    finish(engine)
+    assert engine.stats().preemptions == 0
 
 
 def test_memory_that_does_not_hold_the_context_asked_for_is_refused(loaded: Loaded) -> None:
@@ -351,11 +373,11 @@ def test_guesses_that_are_no_tokens_or_fail_harm_nobody(loaded: Loaded) -> None:
 def test_whoever_comes_with_what_is_just_being_read_waits_for_it(loaded: Loaded) -> None:
     """Eight prompts with a head in common arrive together: the head is read once."""
     engine = Engine(loaded, EngineOptions(page_size=4, max_batch=8, max_batch_tokens=64), poison=True)
-    head = [i % 300 for i in range(80)]
+    head = [i % 300 for i in range(40)]
     for index in range(8):
         engine.add(index, request(loaded, index, [*head, index]))
     found = finish(engine)
-    assert engine.stats().cached_tokens == 7 * 80
+    assert engine.stats().cached_tokens == 7 * 40
     for index in range(8):
         assert found[index] == replace(served(loaded, [request(loaded, 0, [*head, index])])[0], index=index)
 

@@ -156,21 +156,23 @@ class Engine:
         if length == 0:
             raise UserError(f"{named} has no tokens; at least 1 is allowed; write something")
         check_ids(f"{named} has token", request.token_ids, self.loaded.config.vocabulary, "cut it out")
+        most = self.context if isinstance(request, Reading) else self.context - 1  # one more is to be written
+        if self.loaded.config.causal and not fits(length):
+            raise UserError(self._too_long(request.index, length, 0))
+        if length > most:
+            raise UserError(f"{named} has {length} tokens; at most {most} are allowed here; cut the prompt")
         if isinstance(request, Reading):
             check_ids(f"{named} asks for word", request.words, self.loaded.config.vocabulary, "leave it out")
-            if self.loaded.config.causal and not fits(length):
-                raise UserError(self._too_long(request.index, length, 0))
             if request.words and self.loaded.model.head is None:
                 raise UserError("this model has no head; embeddings are allowed, scores are not; use embed")
             return request
         if not self.loaded.config.causal or self.loaded.model.head is None:
             raise UserError("this model writes no text; embeddings are allowed; use embed")
+        if length + request.limit > self.context and request.params.max_tokens is None:
+            request = replace(request, limit=self.context - length)
         if fits(length + request.limit - 1):
-            return request
-        left = self.scheduler.allocator.pages * self.options.page_size - length + 1
-        if request.params.max_tokens is not None or left < 1:
-            raise UserError(self._too_long(request.index, length, request.limit))
-        return replace(request, limit=left)
+            return replace(request, limit=min(request.limit, self.context - length))
+        raise UserError(self._too_long(request.index, length, request.limit))
 
     def abort(self, key: int) -> None:
         """Request `key` is over, and its pages are free; a key that is not under way is passed over."""

@@ -165,8 +165,10 @@ class Scheduler:
         sequence = self._queue[0]
         if sequence.pending or sequence.checking:  # what it chose last is not known yet
             return None
-        heads = min(len(sequence.siblings), len(self._lanes) - 1) + len(self.running)
-        spare = heads if self.running else 0  # a page for each who will want one next
+        spare = 0  # a page for each who will want one next
+        if self.running:
+            growing = sum(len(s.pages) * self.page_size < s.prompt + s.limit - 1 for s in self.running)
+            spare = growing + min(len(sequence.siblings), len(self._lanes) - 1)
         borrowed = self._lookup(sequence)
         if self._awaited(sequence, len(borrowed)):
             return None
