@@ -137,3 +137,48 @@ def _decode_batch(table: Tensor, page_size: int) -> Batch:
         starts=tuple(positions.tolist()),
         paging=Paging(table=table, slots=table[:, 0] * page_size + positions, page_size=page_size),
     )
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_short_sequences_beside_long_ones_are_problems_of_their_own(window: int) -> None:
+    lengths, size = [3, 200, 300, 310, 900], 16
+    pages = [-(-n // size) for n in lengths]
+    cache = allocate(
+        depth=1,
+        pages=sum(pages) + 1,
+        page_size=size,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    ).layers[0]
+    for pool in (cache.keys, cache.values):
+        pool[1:] = torch.nan
+    table = torch.zeros(len(lengths), max(pages), dtype=torch.int64)
+    first = 1
+    for row, count in enumerate(pages):
+        table[row, :count] = torch.arange(first, first + count)
+        first += count
+    data = [(draw(1, HEADS, n), draw(n, KV_HEADS, n + 1), draw(n, KV_HEADS, n + 2)) for n in lengths]
+    for row, (_, k, v) in enumerate(data):
+        places = torch.arange(lengths[row] - 1)
+        slots = table[row, places // size] * size + places % size
+        cache.keys.flatten(0, 1)[slots], cache.values.flatten(0, 1)[slots] = k[:-1], v[:-1]
+    positions = torch.tensor(lengths) - 1
+    batch = replace(
+        pack([[0]] * len(lengths)),
+        positions=positions,
+        lengths=positions + 1,
+        starts=tuple(positions.tolist()),
+        paging=Paging(
+            table=table,
+            slots=table[torch.arange(len(lengths)), positions // size] * size + positions % size,
+            page_size=size,
+        ),
+    )
+    assert [(g.sequences.start, g.sequences.stop) for g in batch.groups] == [(0, 2), (2, 4), (4, 5)]
+    q, k, v = torch.cat([d[0] for d in data]), *(torch.stack([d[i][-1] for d in data]) for i in (1, 2))
+    out = attention(q, k, v, batch, cache, window, True)
+    for row, (query, keys, values) in enumerate(data):
+        expected = plain(query[0], keys, values, lengths[row] - 1, window, True)
+        torch.testing.assert_close(out[row], expected, rtol=1e-5, atol=1e-6)
