@@ -307,6 +307,8 @@ class Engine:
             self._begun(sequence)
         if not look.sequences:
             self._prompt_tokens += len(look.reading.token_ids)
+            self.speed.prompt_tokens += len(look.reading.token_ids)
+            self.speed.prompt_seconds = self._whole.seconds
         self._drop(key)
         failed = vector.error is not None
         self._failed, self._finished = self._failed + failed, self._finished + (not failed)
