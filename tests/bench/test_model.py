@@ -71,7 +71,8 @@ def test_each_batch_size_has_one_engine_as_large_as_its_longest_case(
     assert [(r.batch, r.case) for r in rows] == [(1, SHORT), (1, LONG), (4, SHORT)]
     assert opened == [(1, 22), (4, 12)]
     assert [len(r.rounds) for r in rows] == [2, 2, 2]
-    assert told == [(i, 9) for i in range(1, 10)]  # warm-up and rounds of three rows
+    assert sorted(set(told)) == [(i, 9) for i in range(10)]  # warm-up and rounds of three rows
+    assert told[0] == (0, 9)  # before the first round, which may be long
 
 
 def search(bench: ModelBench, limit: float, low: int = 1, high: int = 64) -> tuple[int, list[Probe]]:

@@ -100,7 +100,7 @@ def test_a_single_case_has_no_mean() -> None:
 def test_notes_say_what_the_floor_is_and_what_is_not_to_be_trusted() -> None:
     plain = "\n".join(notes(ROWS))
     assert "at the 20 GB/s" in plain and "Python's share" in plain
-    assert "floor above 100%" not in plain and "never" not in plain
+    assert "share above 100%" not in plain and "never" not in plain
     assert "above 100%" in "\n".join(notes([made(1, SHORT, 0.002)]))
     turns = "\n".join(notes([*ROWS, made(64, SHORT, None)]))
     assert "never written all at once: 64 x 128+32;" in turns

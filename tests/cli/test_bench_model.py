@@ -139,6 +139,8 @@ def test_what_there_is_so_far_is_told_where_a_run_stops(
         (["--warmup", "-1"], "--warmup -1 was given; 0 or more is allowed"),
         (["--time-limit", "0"], "more than 0 ms is allowed"),
         (["--time-limit", "nan"], "more than 0 ms is allowed"),
+        (["--time-limit", "inf"], "more than 0 ms is allowed"),
+        (["--csv", "a.txt", "--output", "./a.txt"], "--output, --csv and --plot name one file"),
         (["--batch-range", "1,2"], "it is allowed with --time-limit"),
         (["--time-limit", "9", "--batch-sizes", "4"], "--batch-range is allowed there"),
         (["--time-limit", "9", "--cases", "4,1"], "writes 1 token; --time-limit allows 2 or more"),
@@ -169,6 +171,27 @@ def test_a_cache_too_small_for_the_batch_is_told(folder: str, capsys: pytest.Cap
     caught = capsys.readouterr()
     assert "batch 8 of 64 tokens each takes 32 pages of 16; 11 fit into the memory" in caught.err
     assert [row[:2] for row in rows_of(caught.out)] == [["2", "60"]]
+
+
+def test_files_are_written_also_where_nobody_reads_the_output(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(text: str, *, flush: bool = False) -> None:
+        raise KeyError("the reader")
+
+    monkeypatch.setattr("oneroof.cli.bench_model.print", gone, raising=False)
+    files = [tmp_path / "a.jsonl", tmp_path / "a.csv"]
+    assert bench(folder, *SMALL, "--output", str(files[0]), "--csv", str(files[1])) == 1
+    assert all(file.read_text() for file in files)
+
+
+def test_the_table_is_printed_also_where_a_file_fails(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(folder, *SMALL, "--csv", "/dev/full") == 2
+    caught = capsys.readouterr()
+    assert len(rows_of(caught.out)) == 6
+    assert "/dev/full cannot be written (No space left on device)" in caught.err.splitlines()[-1]
 
 
 def test_a_picture_without_matplotlib_is_refused(

@@ -10,6 +10,7 @@ import pytest
 from commands import Cook, Rank
 
 from oneroof.cli.flags import Given, build, flags, nearest
+from oneroof.cli.generate import Generate
 from oneroof.errors import UserError
 
 
@@ -84,6 +85,15 @@ def test_a_value_that_does_not_fit_is_told(words: dict[str, str | None], says: s
     assert says in str(told.value)
 
 
+def test_a_switch_that_is_on_by_default_says_on() -> None:
+    assert [flag.shown_default for flag in flags(Lamp)] == ["on", ""]
+
+
+def test_a_command_for_texts_is_shown_with_one() -> None:
+    with pytest.raises(UserError, match='try oneroof generate demo --prompt "Once upon a time"'):
+        build(Generate, {}, name="generate")
+
+
 def test_what_must_be_given_is_told() -> None:
     with pytest.raises(UserError, match="cook has no MODEL; A folder; try oneroof cook demo DISH"):
         build(Cook, given(dish=("a",), heat="low"), name="cook")
@@ -100,6 +110,17 @@ def test_a_choice_of_one_says_that_there_will_be_more() -> None:
     with pytest.raises(UserError, match="--kind is given 'b'; this version serves a alone; leave it out"):
         build(Single, {"kind": Given(("b",), "--kind")}, name="single")
     assert build(Single, {"kind": Given(("a",), "--kind")}, name="single") == Single(kind="a")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamp:
+    """A lamp."""
+
+    light: bool = True
+    """Shine."""
+
+    warm: bool = False
+    """In red."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,14 +137,28 @@ def test_the_seed_of_a_prompt_is_the_commands_and_its_number(generate: Generate)
         (["--prompt", "a" * 500], "at most 127 are allowed"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0"),
         (["--prompt", "a", "--temperature", "nan"], "temperature is nan"),
-        (["--prompt", "a", "--top-p", "0"], "top_p is 0"),
-        (["--prompt", "a", "--n", "0"], "n is 0"),
+        (["--prompt", "a", "--top-p", "0"], "--top-p is 0"),
+        (["--prompt", "a", "--n", "0"], "--n is 0"),
+        (
+            ["--prompt", "a", "--max-tokens", "0"],
+            "0; a whole number at least 1 is allowed; leave it out",
+        ),
+        (
+            ["--prompt", "a", "--logprobs", "-1", "--json"],
+            "-1; a whole number at least 0 is allowed; leave it out",
+        ),
+        (["--prompt", "a", "--logprobs", "2"], "--logprobs is told in JSON alone"),
+        (["--prompt", "a", "--prompt-logprobs", "2"], "--prompt-logprobs is told in JSON alone"),
+        (["--prompt", "a", "--chat", "--system", "a\udcff"], "--system is not UTF-8"),
+        (["--prompt", "a", "--chat", "--switch", "b=\udcff"], "--switch b is not UTF-8"),
+        (["hello"], "'hello' is left over; MODEL is allowed; try --prompt 'hello'"),
+        (["--prompt", "a", "--output", "/dev/full"], "/dev/full is no regular file"),
         (["--prompt", "a", "--stop", ""], "stop is"),
         (["--prompt", "a", "--stop-token-ids", "9999"], "9999"),
         (["--prompt", "a", "--system", "b"], "--system is for --chat"),
         (["--prompt", "a", "--switch", "x"], "--switch x"),
         (["--prompt", "a", "--switch", "enable_thinking=false"], "no prompt goes through it"),
-        (["--prompt", "a", "--max-model-len", "9999"], "max_model_len 9999"),
+        (["--prompt", "a", "--max-model-len", "9999"], "--max-model-len 9999"),
         (["--prompts-file", "/nowhere/prompts.txt"], "/nowhere/prompts.txt cannot be read"),
         (["--prompt", "a", "--output", "/nowhere/out.jsonl"], "/nowhere/out.jsonl cannot be written"),
     ],
@@ -167,6 +181,12 @@ def test_one_line_says_what_is_wrong(
         ('{"prompt": 5}', "no text"),
         ('{"messages": "hi"}', "of another form"),
         ('{"messages": []}', "is empty"),
+        ('{"messages": [{"role": "user"}]}', "line 2: message 1 has no content; a string is allowed"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "line 2: message 1 has a content that is no text"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "line 2: message 1 is not UTF-8"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "line 2: the chat template"),
+        (f'{{"prompt": "{"a b " * 200}"}}', "line 2 has "),
+        ("[" * 100_000, "no JSON"),
         ('{"prompt": "a", "max_new_tokens": 5}', "max_new_tokens"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature is 'hot'"),
         ('{"prompt": "a", "adapter": "poet"}', "poet"),
@@ -243,6 +263,36 @@ def test_a_journal_does_not_ask_how_fast_its_results_were_made(
     assert generate(*words, "--engine", "plain", "--max-batch", "2", "--page-size", "4") == first
     told = refused(capsys, folder, "--json", "--dtype", "float32", *words, "--max-model-len", "100")
     assert "another model, options or prompts" in told
+
+
+def test_a_journal_brings_what_was_printed_when_it_was_made(
+    folder: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--prompt", "hello", "--max-tokens", "8", "--dtype", "float32"]
+    command = ["generate", folder, *words, "--output", str(tmp_path / "out.jsonl")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert main(command) == 0
+    assert capsys.readouterr().out == printed
+    assert "hello" not in printed
+
+
+def test_an_empty_file_is_told_as_such(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("")
+    assert "prompts.txt is empty; a line for each text is allowed" in refused(
+        capsys, "demo", "--prompts-file", str(file)
+    )
+
+
+def test_json_stays_json_where_the_terminal_lacks_letters(folder: str) -> None:
+    words = [folder, "--prompt", "你😀", "--max-tokens", "1", "--dtype", "float32"]
+    command = [sys.executable, "-m", "oneroof", "generate", *words]
+    narrow = {**ENV, "PYTHONIOENCODING": "ascii"}
+    made = subprocess.run([*command, "--json"], env=narrow, capture_output=True, check=True).stdout
+    assert json.loads(made)["prompt"] == "你😀"
+    plain = subprocess.run([*command, "--prompt", "a"], env=narrow, capture_output=True, check=True).stdout
+    assert plain.startswith(b"[0] \\u4f60\\U0001f600\n")
 
 
 def test_the_engines_write_the_same(generate: Generate) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -168,6 +171,67 @@ def test_a_reader_that_has_gone_is_no_failure() -> None:
     ran.stdout.close()
     assert ran.stderr.read() == b""
     assert ran.wait() == 141
+
+
+SWALLOWED = """
+import os, signal, sys
+from dataclasses import dataclass
+from oneroof.cli import main as door
+
+@dataclass(frozen=True)
+class Deaf:
+    def run(self):
+        from oneroof.cli.interruption import check_interrupted
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            print("swallowed")
+        check_interrupted()
+        print("went on")
+        return 0
+
+door.load_command = lambda _: Deaf
+sys.exit(door.main(["deaf"]))
+"""
+
+
+def test_an_interruption_that_an_import_swallows_still_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(SWALLOWED)
+    words = [sys.executable, str(tmp_path / "deaf.py")]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (130, "swallowed\n")
+    assert ran.stderr == "\noneroof: interrupted\n"
+
+
+def test_the_signal_is_as_before_when_a_command_has_ended() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["--version"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["doctor"]])
+def test_an_output_that_is_full_is_told_in_one_line(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "oneroof", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("oneroof: standard output cannot be written (No space left on device); ")
+    assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_failure(closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m oneroof doctor {closed}"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "" if " >&-" in f" {closed}" else "versions" in ran.stdout
 
 
 def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:

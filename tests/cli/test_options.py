@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from oneroof.cli.options import ModelOptions
+from oneroof.cli.options import ModelOptions, as_flags
 from oneroof.errors import UserError
 
 COUNTS = ["threads", "tp", "pp", "ep", "dp", "page_size", "max_model_len", "max_batch_tokens", "max_batch"]
@@ -30,6 +31,24 @@ def test_memory_is_a_number_of_gb(name: str, size: float) -> None:
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} .* was given; .*0 GB"):
         ModelOptions("demo", **{name: size})  # type: ignore[arg-type]
     assert ModelOptions("demo", **{name: 0.5})  # type: ignore[arg-type]
+
+
+def test_more_threads_than_the_cores_can_bear_are_refused() -> None:
+    most = 4 * (os.cpu_count() or 1)
+    assert ModelOptions("demo", threads=most)
+    with pytest.raises(UserError, match=f"--threads {most + 1} was given; 1 to {most}, which is 4 for each"):
+        ModelOptions("demo", threads=most + 1)
+
+
+def test_what_the_demo_is_is_a_fact() -> None:
+    assert str(ModelOptions("demo").facts()["model"]).count("safetensors")
+
+
+def test_a_refusal_names_the_flag_as_it_is_typed() -> None:
+    with pytest.raises(UserError, match=r"^--top-p is 2; 1 is allowed; try 1$"), as_flags(["top_p"]):
+        raise UserError("top_p is 2; 1 is allowed; try 1")
+    with pytest.raises(UserError, match=r"^n is 2; try None to see$"), as_flags(["top_p"]):
+        raise UserError("n is 2; try None to see")
 
 
 def test_facts_are_what_decides_the_text(tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def test_names_may_have_dashes_and_dots(tmp_path: Path) -> None:
     assert read_settings(path, flags(Cook))["lora.rank"].words == ("3",)
 
 
+@pytest.mark.parametrize(
+    ("written", "word"),
+    [("[[8,4],[16,4]]", "[[8,4],[16,4]]"), ("[1, 2]", "[1,2]"), ("\n- [1]\n- 2\n", "[[1],2]"), ("7", "7")],
+)
+def test_a_list_of_numbers_is_the_text_of_a_flag_that_takes_one(
+    tmp_path: Path, written: str, word: str
+) -> None:
+    assert read(tmp_path, f"dish: d\nheat: low\nmodel: {written}").model == word
+
+
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("# nothing\n")
     assert read_settings(tmp_path / "run.yaml", flags(Cook)) == {}
@@ -63,6 +73,10 @@ def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
         ("salt: {a: 1}", "run.yaml line 1: salt is nested"),
         ("note: [[a]]", "run.yaml line 1: note is nested"),
         ("lora: 3", "run.yaml line 1: lora holds no names"),
+        ("model: [[a]]", "run.yaml line 1: model is nested; a value or a list of values is allowed; put"),
+        ("model: [a, b]\ndish: d\nheat: low", "run.yaml line 1: model has 2 values"),
+        ("[a, b]: 3", "run.yaml line 1: a name is a list or a mapping"),
+        ("model: " + "[" * 100_000, "is not YAML"),
         ("- a", "run.yaml line 1: the file holds no names"),
         ("a: [", "is not YAML"),
         ("model: m\ndish: d\nheat: low\nsalt: x", "run.yaml line 4: salt is given 'x'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,25 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing" / "j.jsonl", Path("/proc/nothing")):
         with pytest.raises(UserError, match="cannot be written"):
             Journal(path, RUN)
+
+
+def test_what_cannot_be_read_back_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/full"), Path("/dev/null"), Path("/dev/stdin")):
+        with pytest.raises(UserError, match=r"is no regular file|cannot be written"):
+            Journal(path, RUN)
+
+
+def test_a_disk_that_is_full_at_the_first_line_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        Journal(tmp_path / "j.jsonl", RUN)
 
 
 def test_two_runs_at_once_are_refused_and_a_dead_one_is_no_bar(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class ModelBench:
         for batch, cases in plan:
             with self._opener(batch, max(case.positions for case in cases)) as llm:
                 for case in cases:
+                    self._progress(self._done, self._all)  # now, as a round of many texts is long
                     yield self._row(llm, batch, case)
 
     def search(self, case: Case, low: int, high: int, limit: float) -> Iterator[Probe]:

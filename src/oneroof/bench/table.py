@@ -68,7 +68,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "at which memory was read in this run; its share: of the non-first token time.",
     ]
     if any((row.reached or 0) > 1 for row in rows):
-        lines.append("a floor above 100%: part of what is read stays in the processor's cache.")
+        lines.append("a share above 100%: part of what is read stays in the processor's cache.")
     if any(row.outside is not None for row in rows):
         lines.append(
             "Python's share: of the time of later tokens, what is not the model or the choice of tokens."

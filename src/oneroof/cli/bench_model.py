@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -101,16 +102,17 @@ class BenchModel(ModelOptions):
                 if findings.rows:
                     if not findings.complete:
                         log.warning(f"stopped on the way; rows so far: {len(findings.rows)}")
-                    self._tell(findings.text(), list(findings.records()), findings.csv())
-                    if self.plot is not None:
-                        findings.draw(self.plot)
+                    numbers = list(findings.records())
+                    self._tell(findings.text(), numbers, findings.csv(), findings.draw)
         return 0
 
     def _refuse(self, cases: Sequence[Case]) -> None:
         """UserError for options that cannot be, or not together, before anything is loaded."""
         self._check("rounds", self.rounds < 1, "1 or more")
         self._check("warmup", self.warmup < 0, "0 or more")
-        self._check("time_limit", self.time_limit is not None and not self.time_limit > 0, "more than 0 ms")
+        limit = self.time_limit
+        endless = limit is not None and not (limit > 0 and math.isfinite(limit))
+        self._check("time_limit", endless, "a number of more than 0 ms")
         if self.max_batch != ModelOptions.max_batch:
             raise UserError(
                 f"--max-batch {self.max_batch} was given; --batch-sizes is allowed here; leave it out"
@@ -127,9 +129,11 @@ class BenchModel(ModelOptions):
             )
         if self.plot is not None:
             _check_picture(self.plot)
-        for path in (self.output, self.csv, self.plot):
-            if path is not None:
-                _check_writable(path)
+        paths = [path for path in (self.output, self.csv, self.plot) if path is not None]
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise UserError("--output, --csv and --plot name one file; each its own is allowed; rename one")
+        for path in paths:
+            _check_writable(path)
 
     def _check_context(self, cases: Sequence[Case]) -> None:
         """UserError for a case that is longer than the model can be, before its weights are read."""
@@ -170,14 +174,26 @@ class BenchModel(ModelOptions):
         found |= {"dtype": dtype, "threads": torch.get_num_threads()}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _tell(self, text: str, records: Sequence[Record], csv: str) -> None:
-        if self.json:
-            text = "\n".join(record.line() for record in records)
-        print(text, flush=True)
-        if self.output is not None:
-            append(self.output, records)
-        if self.csv is not None:
-            self.csv.write_text(csv, encoding="utf-8")
+    def _tell(self, text: str, records: Sequence[Record], csv: str, draw: Callable[[Path], None]) -> None:
+        """Files first: whoever reads the output may have gone. It is printed also where a file fails."""
+        try:
+            if self.output is not None:
+                append(self.output, records)
+            if self.csv is not None:
+                _write(self.csv, csv)
+            if self.plot is not None:
+                draw(self.plot)
+        finally:
+            print("\n".join(record.line() for record in records) if self.json else text, flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); a writable file is allowed; try another"
+        ) from None
 
 
 def _check_picture(path: Path) -> None:

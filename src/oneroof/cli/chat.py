@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from oneroof.cli.lines import check_unicode
 from oneroof.cli.options import ModelOptions
 from oneroof.cli.sampling import SamplingOptions
 from oneroof.cli.switches import read_switches
@@ -29,6 +30,7 @@ class Chat(SamplingOptions, ModelOptions):
         from oneroof.cli.model import opened
         from oneroof.cli.talk import Talk
 
+        check_unicode(self.system or "", "--system")
         self.params({})  # what can be refused without the model is refused before it is loaded
         switches, screen = read_switches(self.switch), Screen()
         with opened(self) as llm:

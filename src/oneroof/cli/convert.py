@@ -38,10 +38,12 @@ class Convert:
         from pathlib import Path
 
         from oneroof import log
+        from oneroof.cli.interruption import check_interrupted
         from oneroof.errors import UserError
         from oneroof.export.huggingface import convert
         from oneroof.hub import locate
 
+        check_interrupted()
         if not self.max_shard_size > 0:
             raise UserError(
                 f"--max-shard-size is {self.max_shard_size}; more than 0 GB is allowed; leave it out for 5"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from oneroof.cli.lines import Line, check_text, given_texts, holds_objects, read_lines
+from oneroof.cli.lines import Line, check_text, check_unicode, given_texts, holds_objects, read_lines
 from oneroof.cli.options import ModelOptions
-from oneroof.cli.results import Record, groups, told
+from oneroof.cli.results import Record, groups, print_record, told
 from oneroof.errors import UserError
 
 
@@ -44,10 +43,11 @@ class Embed(ModelOptions):
             raise UserError("--instruction and --prompt-name were given; one of them is allowed; drop one")
         if self.dimensions is not None and self.dimensions < 1:
             raise UserError(f"--dimensions {self.dimensions} was given; 1 or more is allowed; try 256")
+        check_unicode(self.instruction or "", "--instruction")
         texts = self._texts()
         facts = self.facts(("text", "texts_file", "output")) | {"texts": [line.text for line in texts]}
         for one in told(len(texts), partial(self._made, texts), output=self.output, facts=facts):
-            print(json.dumps(one, ensure_ascii=False, allow_nan=False), flush=True)
+            print_record(one)
         return 0
 
     def _texts(self) -> list[Line]:

@@ -11,7 +11,7 @@ import ast
 import difflib
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -55,7 +55,7 @@ class Flag:
             (),
             "",
         )
-        return "" if absent else str(self.default)
+        return "" if absent else "on" if self.default is True else str(self.default)
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,16 @@ def build(command: type[C], given: Mapping[str, Given], *, name: str) -> C:
         if flag.default is MISSING and flag.path not in given:
             wanted = " ".join(f.name for f in listed if f.positional and f.default is MISSING)
             hint = wanted.replace("MODEL", "demo", 1) if flag.positional else f"{flag.name} {flag.values}"
+            asked = text_flag(listed) if flag.positional else None
+            hint += f' {asked.name} "Once upon a time"' if asked else ""
             raise UserError(f"{name} has no {flag.name}; {flag.help.rstrip('.')}; try oneroof {name} {hint}")
     values = {flag.path: _typed(flag, given[flag.path]) for flag in listed if flag.path in given}
     return _construct(command, values, "")
+
+
+def text_flag(listed: Iterable[Flag]) -> Flag | None:
+    """The flag for what is often written as a word without one: the text to work on."""
+    return next((flag for flag in listed if flag.path in ("prompt", "text")), None)
 
 
 def nearest(word: str, allowed: list[str]) -> str:

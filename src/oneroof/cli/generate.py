@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from oneroof import log
+from oneroof.cli.lines import check_unicode
 from oneroof.cli.options import ModelOptions
 from oneroof.cli.prompts import Asked, Turns, read_prompts
 from oneroof.cli.records import heading, record
-from oneroof.cli.results import Record, told
+from oneroof.cli.results import Record, print_record, told
 from oneroof.cli.sampling import ReportOptions
 from oneroof.cli.switches import read_switches
 from oneroof.engine.request import Piece, SamplingParams
@@ -56,6 +56,12 @@ class Generate(ReportOptions, ModelOptions):
         templated = self.chat or any(not isinstance(one.prompt, str) for one in asked)
         if read_switches(self.switch) and not templated:
             raise UserError("--switch is for the chat template; no prompt goes through it; add --chat")
+        check_unicode(self.system or "", "--system")
+        for name, count in (("--logprobs", self.logprobs), ("--prompt-logprobs", self.prompt_logprobs)):
+            if count is not None and not self.json and self.output is None:
+                raise UserError(
+                    f"{name} is told in JSON alone; --json or --output is allowed with it; add --json"
+                )
         shared = self.params({})
         for one in asked:
             one.params(shared)  # what can be refused without the model is refused before it is loaded
@@ -63,7 +69,8 @@ class Generate(ReportOptions, ModelOptions):
         facts["prompts"] = [[one.prompt, one.sampling] for one in asked]
         written = set[int]()
         make = partial(self._made, asked, written)
-        return self._print(told(len(asked), make, output=self.output, facts=facts), written)
+        alone = len(asked) == 1 and asked[0].params(shared).n == 1
+        return self._print(told(len(asked), make, output=self.output, facts=facts), written, alone)
 
     def _made(
         self, asked: Sequence[Asked], written: set[int], left: Sequence[int]
@@ -90,7 +97,15 @@ class Generate(ReportOptions, ModelOptions):
             ]
             prompts = [self._turns(one.prompt) for one in asked]
             switches = read_switches(self.switch)
-            yield from llm.stream(prompts, params, special=self.special, switches=switches)
+            try:
+                pieces = llm.stream(prompts, params, special=self.special, switches=switches)  # not begun
+            except UserError as error:
+
+                def check(prompt: str | Turns, one: SamplingParams) -> None:
+                    llm.stream([prompt], [one], special=self.special, switches=switches)
+
+                raise _placed(check, prompts, params, [one.where for one in asked]) or error from None
+            yield from pieces
 
     def _turns(self, prompt: str | Turns) -> str | Turns:
         if not self.chat or not isinstance(prompt, str):
@@ -98,20 +113,39 @@ class Generate(ReportOptions, ModelOptions):
         system: Turns = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": prompt}]
 
-    def _print(self, records: Iterator[Record], written: Collection[int]) -> int:
+    def _print(self, records: Iterator[Record], written: Collection[int], alone: bool) -> int:
+        """`written` are on the screen already; the text of a prompt that is `alone` needs no heading."""
         status = 0
         for one in records:
             if self.json:
-                print(json.dumps(one, ensure_ascii=False, allow_nan=False), flush=True)
+                print_record(one)
             elif one["index"] in written:
                 print(flush=True)
             else:
-                print(heading(one), flush=True)
+                print(one["text"] if alone else heading(one), flush=True)
             if one["finish_reason"] == "error":
                 why = one.get("error", "its logits are not numbers")
                 log.warning(f"prompt {one['index']} failed: {why}")
                 status = 1
         return status
+
+
+def _placed(
+    check: Callable[[str | Turns, SamplingParams], None],
+    prompts: Sequence[str | Turns],
+    params: Sequence[SamplingParams],
+    places: Sequence[str],
+) -> UserError | None:
+    """What `check` refuses the first prompt with that cannot be served, with the place where that stands."""
+    for prompt, one, where in zip(prompts, params, places, strict=True):
+        try:
+            check(prompt, one)
+        except UserError as error:
+            said = str(error)
+            if said.startswith("prompt 0 "):
+                return UserError(where + said.removeprefix("prompt 0"))
+            return error if isinstance(prompt, str) else UserError(f"{where}: {said}")
+    return None
 
 
 def _seeded(params: SamplingParams, seed: int, index: int) -> SamplingParams:

@@ -36,7 +36,7 @@ class Line:
         """The line as a JSON object with no other names than these; UserError where it is none."""
         try:
             found = json.loads(self.text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the second, of brackets without end
             raise UserError(
                 f"{self.where} is no JSON ({error}); one object a line is allowed; mend the line"
             ) from None
@@ -52,13 +52,16 @@ class Line:
 def read_lines(file: Path) -> list[Line]:
     """The lines of a text file in UTF-8; UserError where it cannot be read."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        content = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"{file} cannot be read ({error.strerror}); a text file is allowed; check the path"
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8; only text in UTF-8 is allowed; convert it") from None
+    if not content:
+        raise UserError(f"{file} is empty; a line for each text is allowed; write one")
+    lines = content.rstrip("\n").split("\n")
     return [Line(text, f"{file} line {number}") for number, text in enumerate(lines, start=1)]
 
 
@@ -83,8 +86,13 @@ def standard_input() -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """UserError for a text that is empty, or in which bytes that are no UTF-8 came from the command line."""
+    """UserError for a text that is empty or not UTF-8."""
     if not text:
         raise UserError(f"{where} is empty; a text of at least one character is allowed; write something")
+    check_unicode(text, where)
+
+
+def check_unicode(text: str, where: str) -> None:
+    """UserError for half a character: what a byte that is no UTF-8 becomes on the command line."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise UserError(f"{where} is not UTF-8; only text in UTF-8 is allowed; convert it")

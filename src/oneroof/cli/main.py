@@ -9,14 +9,19 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from oneroof import __version__, log
+from oneroof.cli.interruption import Interruption, check_interrupted
 from oneroof.errors import UserError
 
 COMMANDS = {
@@ -42,8 +47,10 @@ class Command(Protocol):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `words` (this process's by default, without its name) and return its status."""
+    _open_streams()
     try:
-        status = _run(list(sys.argv[1:] if words is None else words))
+        with _interruptible():
+            status = _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -53,10 +60,15 @@ def main(words: Sequence[str] | None = None) -> int:
         _say("\noneroof: interrupted")
         return 130
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or the interpreter's last flush complains
+        _drop_output()
         return 141
+    except OSError as error:  # of standard output: `_run` tells all others
+        _drop_output()
+        _say(
+            f"oneroof: standard output cannot be written ({error.strerror}); a file or pipe with room is "
+            "allowed; try another"
+        )
+        return 2
 
 
 def load_command(name: str) -> type[Command]:
@@ -100,9 +112,50 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         raise
     except Exception as error:  # ours, whatever it is: the last frame is enough unless more is asked for
+        if isinstance(error, ImportError):
+            check_interrupted()  # an interrupted import may call itself a failed one
+        if isinstance(error, OSError) and error.filename is None:  # of a write, perhaps: to which file?
+            print(flush=True)  # raises again, past this, where it was standard output
         log.debug("".join(traceback.format_exception(error)).rstrip())
         _say(_ours(name, error, debug))
         return 1
+
+
+def _open_streams() -> None:
+    """Standard streams for all that follows: a closed one takes and gives nothing, and no letter is too much.
+
+    Descriptors 0 to 2 are filled first, or the next file to be opened would be taken for a stream.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+    nowhere = Path(os.devnull)
+    sys.stdin = sys.stdin or nowhere.open(encoding="utf-8")
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """What is left to write goes nowhere, or the interpreter's last flush would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts what happens inside, and is remembered; not where a program has its own way."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, Interruption())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _beginning_with(word: str) -> list[str]:

@@ -10,12 +10,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields
 from pathlib import Path
 
 import torch.profiler
 
 from oneroof import __version__, log
-from oneroof.cli.options import ModelOptions
+from oneroof.cli.interruption import check_interrupted
+from oneroof.cli.options import ModelOptions, as_flags
 from oneroof.device import bind_threads, use_threads
 from oneroof.engine.llm import LLM
 from oneroof.errors import UserError
@@ -30,6 +32,7 @@ def opened(options: ModelOptions) -> Iterator[LLM]:
 
     Raises UserError for whatever the user can mend, before a weight is read wherever that can be known.
     """
+    check_interrupted()  # of torch's import, which may swallow it
     if options.log_dir is not None:
         log.to_file(options.log_dir / "rank0.log")
     log.debug(f"oneroof {__version__}: {options}")
@@ -46,32 +49,33 @@ def opened(options: ModelOptions) -> Iterator[LLM]:
 
 def load_llm(options: ModelOptions, loaded: Loaded | None = None) -> LLM:
     """The model of `options` by itself; `loaded`: with its weights in memory already."""
-    return LLM(
-        loaded or options.model,
-        device=options.device,
-        dtype=options.dtype,
-        tp=options.tp,
-        pp=options.pp,
-        ep=options.ep,
-        dp=options.dp,
-        quantization=options.quantization,
-        kv=options.kv,
-        kv_memory=options.kv_memory,
-        page_size=options.page_size,
-        max_model_len=options.max_model_len,
-        max_batch_tokens=options.max_batch_tokens,
-        max_batch=options.max_batch,
-        device_memory=options.device_memory,
-        reserve_memory=options.reserve_memory,
-        engine=options.engine,
-        execution=options.execution,
-        random_weights=options.random_weights,
-        layers=options.layers,
-        seed=options.seed,
-        revision=options.revision,
-        hub=options.hub,
-        progress=log.progress("loading"),
-    )
+    with as_flags([field.name for field in fields(options) if field.kw_only]):
+        return LLM(
+            loaded or options.model,
+            device=options.device,
+            dtype=options.dtype,
+            tp=options.tp,
+            pp=options.pp,
+            ep=options.ep,
+            dp=options.dp,
+            quantization=options.quantization,
+            kv=options.kv,
+            kv_memory=options.kv_memory,
+            page_size=options.page_size,
+            max_model_len=options.max_model_len,
+            max_batch_tokens=options.max_batch_tokens,
+            max_batch=options.max_batch,
+            device_memory=options.device_memory,
+            reserve_memory=options.reserve_memory,
+            engine=options.engine,
+            execution=options.execution,
+            random_weights=options.random_weights,
+            layers=options.layers,
+            seed=options.seed,
+            revision=options.revision,
+            hub=options.hub,
+            progress=log.progress("loading"),
+        )
 
 
 def check_lengths(texts: Iterable[tuple[str, str, Callable[[str], int]]], context: int) -> None:
@@ -96,10 +100,13 @@ def _work(llm: LLM, options: ModelOptions) -> str:
         words.append(
             f"read {speed.prompt_tokens} tokens at {_rate(speed.prompt_tokens, speed.prompt_seconds)}"
         )
-    if speed.tokens:
-        words.append(f"wrote {speed.tokens} at {_rate(speed.tokens, speed.seconds)}")
-    if options.engine == "paged":
+    later = f"after the first at {_rate(speed.tokens, speed.seconds)}" if speed.tokens else ""
+    if options.engine == "plain":  # which does not count the first ones
+        words += [f"wrote {speed.tokens} {later}"] * bool(later)
+    else:
         stats = llm.stats()
+        told = f"wrote {stats.tokens}" + (f" ({later})" if later else "")
+        words += [told] * bool(stats.tokens)
         words += [f"{stats.cached_tokens} tokens of prompts were cached"] * bool(stats.cached_tokens)
         words += [f"{stats.preemptions} preemptions"] * bool(stats.preemptions)
     return ", ".join(words)

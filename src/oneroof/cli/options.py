@@ -5,13 +5,18 @@ A field is a flag, a YAML key and, by the string behind it, its help, which says
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from oneroof.errors import UserError
+from oneroof.hub import locate
 
+_MOST_THREADS = 4  # of a core; more only wait for each other, and very many crash
 # How fast, with how much memory, and what is told beside: the text stays the same.
 _EFFORT = {
     *("threads", "bind_cpu", "tp", "pp", "ep", "dp", "engine", "execution", "kv_memory", "page_size"),
@@ -116,6 +121,9 @@ class ModelOptions:
         counts = ("threads", "tp", "pp", "ep", "dp", "page_size", "max_model_len")
         for name in (*counts, "max_batch_tokens", "max_batch", "layers"):
             self._check(name, isinstance(count := getattr(self, name), int) and count < 1, "1 or more")
+        most = _MOST_THREADS * (os.cpu_count() or 1)
+        crowded = isinstance(self.threads, int) and self.threads > most
+        self._check("threads", crowded, f"1 to {most}, which is {_MOST_THREADS} for each core here,")
         for name in ("kv_memory", "device_memory"):
             self._check(name, (size := getattr(self, name)) is not None and not size > 0, "more than 0 GB")
         self._check("reserve_memory", not (self.reserve_memory or 0) >= 0, "0 GB or more")
@@ -138,13 +146,30 @@ class ModelOptions:
         """
         named = [field.name for field in fields(self) if field.name not in _EFFORT.union(free)]
         found: dict[str, object] = {name: getattr(self, name) for name in named}
-        folder = Path(self.model).expanduser()
+        folder = locate("demo") if self.model == "demo" else Path(self.model).expanduser()
         if folder.is_dir():
             found["model"] = [str(folder.resolve()), *_state(folder)]
         return found
 
 
-def _state(folder: Path) -> list[tuple[str, int, int]]:
+@contextmanager
+def as_flags(names: Iterable[str]) -> Iterator[None]:
+    """Whatever UserError begins with one of these names inside begins with its flag outside: `--top-p is 2`.
+
+    The hints of a program, where None is a value, become those of a command line.
+    """
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        word = re.match(r"\w+", said)
+        if word is None or word[0] not in names:
+            raise
+        said = re.sub("; try (leave it )?None [^;]*$", "; leave it out", said)
+        raise UserError(f"--{word[0].replace('_', '-')}{said[word.end() :]}") from error
+
+
+def _state(folder: Path) -> list[list[str | int]]:
     """Size and time of every file of a model: another model under the same name is another run."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

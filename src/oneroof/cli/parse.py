@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
-from oneroof.cli.flags import Flag, Given, build, flags, nearest
+from oneroof.cli.flags import Flag, Given, build, flags, nearest, text_flag
 from oneroof.cli.settings import read_settings
 from oneroof.errors import UserError
 
@@ -118,7 +118,9 @@ def _unknown(name: str, rest: Sequence[str], listed: Sequence[Flag]) -> str:
     word = next((w for w in rest if w.startswith("-")), "")
     if not word:
         wanted = " ".join(_place(flag) for flag in listed if flag.positional) or "no words without --"
-        return f"{rest[0]!r} is left over; {wanted} is allowed; quote a text that has spaces"
+        asked = text_flag(listed)
+        hint = f"try {asked.name} {rest[0]!r}" if asked else "quote a text that has spaces"
+        return f"{rest[0]!r} is left over; {wanted} is allowed; {hint}"
     close = nearest(word.split("=")[0], [flag.name for flag in listed] + ["--config", "--debug", "--help"])
     hint = f"try {close}" if close else f"see oneroof {name} --help"
     return f"{word.split('=')[0]} is no option of {name}; --help lists those allowed; {hint}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from oneroof.cli.lines import Line, check_text, given_texts, holds_objects, read_lines
+from oneroof.cli.lines import Line, check_text, check_unicode, given_texts, holds_objects, read_lines
 from oneroof.engine.request import SamplingParams
 from oneroof.errors import UserError
 
@@ -73,4 +74,19 @@ def _of_json(line: Line) -> Asked:
         raise UserError(
             f"{where} has messages of another form; objects with role and content are allowed; try {example}"
         )
+    for number, turn in enumerate(turns, start=1):
+        _check_turn(turn, f"{where}: message {number}")
     return Asked(turns, sampling, where)
+
+
+def _check_turn(turn: Mapping[str, object], where: str) -> None:
+    """UserError for what no template can render; a list of parts is left to the template."""
+    content = turn.get("content")
+    silent = content is None and bool(turn.get("tool_calls"))  # an assistant that only calls tools
+    if not isinstance(content, str | list) and not silent:
+        found = "no content" if content is None else "a content that is no text"
+        raise UserError(f"{where} has {found}; a string is allowed; put the text into quotes")
+    try:
+        check_unicode(json.dumps(turn, ensure_ascii=False), where)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply; a string is allowed as its content") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -40,6 +41,12 @@ def told(
             yield known.pop(index)
         for _ in made:  # nothing is left, but its last words are not said yet
             raise AssertionError("more records than were asked for")
+
+
+def print_record(record: Record) -> None:
+    """A line of JSON on standard output, with escapes where its encoding lacks letters."""
+    escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(record, ensure_ascii=escaped, allow_nan=False), flush=True)
 
 
 def groups(indices: Sequence[int], sizes: Sequence[int], what: str) -> Iterator[list[int]]:

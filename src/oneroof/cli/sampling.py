@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from oneroof.cli.options import as_flags
 from oneroof.engine.request import SamplingParams, defaults
 
 
@@ -50,7 +51,9 @@ class SamplingOptions:
         """These options over the recommendations in `generation`; UserError for values that cannot be."""
         names = [field.name for field in fields(SamplingOptions)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) != "auto"}
-        return replace(defaults(generation), **given)
+        recommended = defaults(generation)
+        with as_flags(given):
+            return replace(recommended, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,4 +72,6 @@ class ReportOptions(SamplingOptions):
     def params(self, generation: Mapping[str, object]) -> SamplingParams:
         """As the sampling options say, with these."""
         chosen = super().params(generation)
-        return replace(chosen, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs, n=self.n)
+        given = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs, "n": self.n}
+        with as_flags(given):
+            return replace(chosen, **given)  # type: ignore[arg-type]  # it checks the types itself

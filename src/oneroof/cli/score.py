@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
-from oneroof.cli.lines import check_text, given_texts, holds_objects, read_lines
+from oneroof.cli.lines import check_text, check_unicode, given_texts, holds_objects, read_lines
 from oneroof.cli.options import ModelOptions
-from oneroof.cli.results import Record, groups, told
+from oneroof.cli.results import Record, groups, print_record, told
 from oneroof.errors import UserError
 
 
@@ -46,12 +45,13 @@ class Score(ModelOptions):
 
     def run(self) -> int:
         """Read documents and journal, load the model if work is left, print a record a document."""
+        check_unicode(self.instruction or "", "--instruction")
         pairs = self._pairs()
         facts = self.facts(("query", "document", "documents_file", "output")) | {
             "pairs": [[pair.query, pair.document] for pair in pairs]
         }
         for one in told(len(pairs), partial(self._made, pairs), output=self.output, facts=facts):
-            print(json.dumps(one, ensure_ascii=False, allow_nan=False), flush=True)
+            print_record(one)
         return 0
 
     def _pairs(self) -> list[Pair]:

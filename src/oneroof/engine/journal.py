@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,17 +33,11 @@ class Journal:
         self.done: dict[int, dict[str, object]] = {}
         self._header = _line({"journal": _FORMAT, "fingerprint": fingerprint(run)})
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._open()
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); any writable file is allowed; try another"
             ) from None
-        try:
-            self._lock()
-            self._resume()
-        except BaseException:
-            os.close(self._file)
-            raise
 
     def write(self, record: Mapping[str, object]) -> None:
         """Append a record, which has an integer `index`; it is on the disk when this returns.
@@ -68,6 +63,19 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open(self) -> None:
+        # NONBLOCK: a pipe that nobody reads is told, not waited for
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        self._file = os.open(self.path, flags, 0o644)
+        try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):  # a device or a pipe cannot be read back
+                raise UserError(f"{self.path} is no regular file; a journal needs one; try another path")
+            self._lock()
+            self._resume()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def _lock(self) -> None:
         try:
