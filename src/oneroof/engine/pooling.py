@@ -32,9 +32,8 @@ class Pooling:
             )
         if prompt is not None:
             if prompt not in self.prompts:
-                raise UserError(
-                    f"prompt {prompt!r} is unknown; this model has {sorted(self.prompts)}; leave it out"
-                )
+                known = ", ".join(sorted(self.prompts)) or "none"
+                raise UserError(f"prompt {prompt!r} is unknown; this model's are: {known}; leave it out")
             return self.prompts[prompt]
         if instruction is None:
             return ""
