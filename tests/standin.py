@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from socket import SHUT_RDWR, socket
 
+from oneroof.engine import worker
 from oneroof.engine.request import Completion, Output, Piece, Reading, Request, SamplingParams, Vector
 from oneroof.engine.stats import Stats
-from oneroof.engine.wire import Load, Ready
+from oneroof.engine.wire import Load, Ready, Said, pack
 from oneroof.engine.worker import main
 from oneroof.errors import UserError
 
@@ -77,6 +78,13 @@ class Standin:
                 os._exit(0)
             case "babble":
                 os.write(int(sys.argv[1]), b"HTTP/1.1 400 Bad Request")
+            case "slow":
+                time.sleep(0.01)
+            case "tear":
+                os.write(
+                    int(sys.argv[1]), pack(Said(0, "x" * 10**7))[:20]
+                )  # what others say is taken for the rest
+                os._exit(3)
             case "hang up":
                 socket(fileno=os.dup(int(sys.argv[1]))).shutdown(SHUT_RDWR)
                 time.sleep(60)
@@ -108,4 +116,5 @@ def build(order: Load, progress: Callable[[int, int], None]) -> tuple[Standin, R
 
 
 if __name__ == "__main__":
+    worker._GRACE = 0.6  # tests wait for it; but longer than the client waits for a second sign
     sys.exit(main(sys.argv[1:], build))

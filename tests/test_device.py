@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,13 +129,33 @@ def test_binding_this_process_never_leaves_its_mask() -> None:
 
 
 def test_a_thread_that_ends_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(task: int, cores: set[int]) -> None:
-        raise ProcessLookupError
+    bound: list[int] = []
+
+    def set_affinity(task: int, cores: set[int]) -> None:
+        if task != os.getpid():
+            raise ProcessLookupError
+        bound.append(task)
 
     monkeypatch.setattr(devices, "numa_nodes", lambda: NODES)
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(devices.os, "sched_setaffinity", gone)
+    monkeypatch.setattr(devices.os, "sched_setaffinity", set_affinity)
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
     assert devices.bind_threads(1).startswith("bound")
+    assert bound == [os.getpid()]
+    stop.set()
+    other.join()
+
+
+def test_where_the_system_forbids_it_nothing_is_said_to_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(task: int, cores: set[int]) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(devices, "numa_nodes", lambda: NODES)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(devices.os, "sched_setaffinity", forbidden)
+    assert devices.bind_threads(1) == "not bound: the system refuses it (Operation not permitted)"
 
 
 def test_the_cores_of_nodes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -148,8 +147,12 @@ def bind_threads(threads: int) -> str:
     if not enough:
         return f"not bound: {threads} threads are more than a NUMA node's cores"
     for task in Path("/proc/self/task").iterdir():  # threads that libraries have begun keep the old mask
-        with suppress(OSError):  # it has ended meanwhile
+        try:
             os.sched_setaffinity(int(task.name), enough[0])
+        except ProcessLookupError:
+            continue  # it has ended meanwhile
+        except OSError as error:  # a container may forbid it
+            return f"not bound: the system refuses it ({error.strerror})"
     return f"bound to {len(enough[0])} cores of one NUMA node"
 
 

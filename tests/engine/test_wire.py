@@ -114,6 +114,7 @@ any_order = st.one_of(
         Load,
         model=text,
         threads=st.just("auto") | st.integers(1, 64),
+        bind_cpu=st.booleans(),
         layers=st.none() | whole,
         seed=seeds,
         random_weights=st.booleans(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,10 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from socket import socketpair
 
+import oneroof
 from oneroof import log
 
+# Words of its command line, since an environment would be inherited by every process that it starts.
+SAME_CODE = "import sys; sys.path[:] = sys.argv[2:]; "
 # -P: a file called random.py in the folder that someone works in is not taken for Python's
-PROGRAM = (sys.executable, "-P", "-m", "oneroof.engine.worker")
+PROGRAM = (
+    *(sys.executable, "-P", "-c"),
+    SAME_CODE + "from oneroof.engine.worker import main; sys.exit(main(sys.argv[1:2]))",
+)
 _TAIL = 20  # lines of its standard error that are kept
 _LAST_WORDS = 0.2  # seconds that they may take after its end
 
@@ -26,15 +31,13 @@ class Child:
     def __init__(self, ended: Callable[[], None]) -> None:
         """`ended` is called once, by a thread of ours, when the process is gone."""
         self.socket, theirs = socketpair()  # reached by nobody else: it has no name
-        search = os.pathsep.join(str(path) or str(Path.cwd()) for path in sys.path)
         with theirs:
             self._process = subprocess.Popen(
-                [*PROGRAM, str(theirs.fileno())],
+                [*PROGRAM, str(theirs.fileno()), *_search()],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # ours is for results, and a library may print
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": search},  # the same code as here, wherever it lies
                 text=True,
                 encoding="utf-8",
                 errors="replace",
@@ -82,6 +85,13 @@ class Child:
         self._process.wait()
         self._listener.join(_LAST_WORDS)  # not for ever: whoever it started may hold the pipe
         self._ended()
+
+
+def _search() -> list[str]:
+    """Where our code is looked for: the same as here, but for the folder that someone happens to work in."""
+    named = [str(path) for path in sys.path if path]
+    ours = str(Path(oneroof.__file__).parents[1])
+    return named if ours in named else [ours, *named]
 
 
 def _signal(number: int) -> str:

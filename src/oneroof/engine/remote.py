@@ -1,7 +1,8 @@
 """`AsyncEngine`: an engine in a process of its own, for the callers of one asyncio loop.
 
 Whatever happens to that process, every caller hears of it: an answer, the `UserError` that its request
-earned, or `EngineDied`, within a second. Callers who read slowly, or leave, harm nobody.
+earned, or `EngineDied`, within a second. One that is silent but not dead is not killed, since a step may take
+long; the log says how long. Callers who read slowly, or leave, harm nobody.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from oneroof.engine.child import Child
 from oneroof.engine.pile import Pile
 from oneroof.engine.request import Output, Piece, Reading, Request, Vector
 from oneroof.engine.stats import Stats
+from oneroof.engine.watch import Watch
 from oneroof.engine.wire import (
     Abort,
     Ask,
@@ -71,12 +73,14 @@ class AsyncEngine:
         self._gone = asyncio.Event()  # the process has ended
         self._line: _Line | None = None
         self._child = Child(self._exited)
+        self._watch = Watch(self._child.pid, self._under_way)
 
     @classmethod
     async def start(cls, order: Load, *, progress: Callable[[int, int], None] | None = None) -> AsyncEngine:
         """A process that has loaded what `order` says; ``progress(done, all)`` is told bytes meanwhile.
 
-        Raises the `UserError` of loading, or `EngineDied` where loading ended the process.
+        Raises the `UserError` of loading, `EngineDied` where loading ended the process, or what `progress`
+        raised.
         """
         engine = cls(progress)
         try:
@@ -88,6 +92,7 @@ class AsyncEngine:
             engine.ready = await engine._started
         except BaseException:  # a start that is cancelled leaves no process behind either
             engine._child.kill()
+            engine._started.cancel()  # nobody waits for it any more
             await engine.close()
             raise
         return engine
@@ -137,20 +142,13 @@ class AsyncEngine:
         self._readers[key] = _Reader()
         return key
 
-    async def pieces(self, key: int) -> AsyncGenerator[Piece, None]:
+    def pieces(self, key: int) -> AsyncGenerator[Piece, None]:
         """The pieces of `key`, for one reader, until its output has come or it is aborted.
 
-        Pieces that come faster than they are taken are joined. Raises the UserError by which the engine
-        refused the request, or EngineDied.
+        Pieces that come faster than they are taken are joined. A key that was aborted, or read to its end,
+        has none. Raises the UserError by which the engine refused the request, or EngineDied.
         """
-        reader = self._readers[key]
-        try:
-            while pieces := await reader.take():
-                for piece in pieces:
-                    yield piece
-        finally:
-            if reader.ended:
-                self._readers.pop(key, None)
+        return self._pieces(key, self._readers.get(key))
 
     def abort(self, key: int) -> None:
         """Whoever reads `key` reads no more, and its pages are free; a finished key is passed over."""
@@ -192,6 +190,17 @@ class AsyncEngine:
     ) -> None:
         await self.close()
 
+    async def _pieces(self, key: int, reader: _Reader | None) -> AsyncGenerator[Piece, None]:
+        if reader is None:
+            return
+        try:
+            while pieces := await reader.take():
+                for piece in pieces:
+                    yield piece
+        finally:
+            if reader.ended:
+                self._readers.pop(key, None)
+
     async def _answer(self, key: int, order: Order, waiting: dict[int, asyncio.Future[T]]) -> T:
         self._post(order)
         waiting[key] = self._loop.create_future()
@@ -204,11 +213,18 @@ class AsyncEngine:
         if not self.alive:
             raise EngineDied(self._over.result())
         assert self._line is not None
+        if not self._under_way():
+            self._watch.asked()
         try:
             frame = pack(order)
         except WireError as error:
             raise UserError(f"{error}; plain text and numbers of 64 bits are allowed; mend it") from error
         self._line.send(frame)
+
+    def _under_way(self) -> int:
+        """How many calls wait for an answer."""
+        reads = sum(not reader.ended for reader in self._readers.values())
+        return reads + len(self._vectors) + len(self._stats) + (not self._started.done())
 
     def _leave(self, key: int) -> None:
         if self.alive:
@@ -216,6 +232,7 @@ class AsyncEngine:
 
     def _hear(self, reply: Reply) -> None:
         """What is for a caller who has left is passed over."""
+        self._watch.heard()
         match reply:
             case Events(pieces, vectors):
                 for key, piece in pieces:
@@ -232,12 +249,19 @@ class AsyncEngine:
                     reader.fail(UserError(line))
                 _fail(self._vectors.get(key), UserError(line))
             case Loading(done, total):
-                if self._progress is not None:
-                    self._progress(done, total)
+                self._report(done, total)
             case Ready():
                 _settle(self._started, reply)
             case Said(level, line):
                 logging.getLogger("oneroof").log(level, "%s", line)
+
+    def _report(self, done: int, total: int) -> None:
+        if self._progress is None or self._started.done():
+            return
+        try:
+            self._progress(done, total)
+        except Exception as error:  # the caller's own, and `start` brings it back to him
+            _fail(self._started, error)
 
     def _lost(self) -> None:
         """The socket has ended: the process is about to, or cannot be spoken to any more."""
@@ -261,8 +285,8 @@ class AsyncEngine:
 
     def _bury(self) -> None:
         if self.alive:
-            fault = "" if self._line is None else self._line.fault
-            why, last = fault or self._child.fate(), self._child.last_words()
+            fault, torn = ("", "") if self._line is None else (self._line.fault, self._line.torn)
+            why, last = fault or self._child.fate() + torn, self._child.last_words()
             log.warning(why)  # its last words are in the log
             self._end(f"{why}; it said last:{last}" if last else why)
             self._child.kill()
@@ -271,6 +295,7 @@ class AsyncEngine:
         """Everybody who waits hears of it; so does everybody who comes later."""
         if self.alive:
             self._over.set_result(why)
+        self._watch.close()
         if self._line is None:
             self._child.socket.close()
         else:
@@ -327,6 +352,7 @@ class _Line(asyncio.Protocol):
     def __init__(self, hear: Callable[[Reply], None], lost: Callable[[], None]) -> None:
         self.ended = False
         self.fault = ""  # what came that is no message
+        self.torn = ""  # ... and what of it was missing at the end
         self._hear = hear
         self._lost = lost
         self._frames = Frames()
@@ -346,6 +372,10 @@ class _Line(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.ended = True
+        try:
+            self._frames.finish()
+        except WireError as torn:
+            self.torn = f", and {torn}"
         self._lost()
 
     def send(self, frame: bytes) -> None:

@@ -30,13 +30,15 @@ class WireError(Exception):
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """The first word to a new process: which model, where, and what the engine may use.
 
-    `threads` are those of one operation on a CPU; `level` is what the process need not log below.
+    `threads` are those of one operation on a CPU, which `bind_cpu` keeps on one NUMA node where that has
+    cores enough; `level` is what the process need not log below.
     """
 
     model: str
     device: str = "auto"
     dtype: str = "auto"
     threads: int | Literal["auto"] = "auto"
+    bind_cpu: bool = True
     random_weights: bool = False
     layers: int | None = None
     seed: int = 0

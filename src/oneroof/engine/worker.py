@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from socket import socket
 from typing import Protocol
 
+from oneroof import log
 from oneroof.engine.outbox import Outbox, failed
 from oneroof.engine.request import Piece, Reading, Request, Vector
 from oneroof.engine.stats import Stats
@@ -159,15 +160,19 @@ def _add(
 
 def _load(order: Load, progress: Callable[[int, int], None]) -> tuple[Stepping, Ready]:
     """The model and its engine. Torch is imported here: the line is read by then, and SIGINT ignored."""
-    from oneroof.device import describe, use_threads
+    from oneroof.hub import locate
+
+    folder = locate(order.model, revision=order.revision, hub=order.hub)  # before torch, which takes a second
+
+    from oneroof.device import bind_threads, describe, use_threads
     from oneroof.engine.admission import context_of
     from oneroof.engine.engine import Engine
-    from oneroof.hub import locate
     from oneroof.load import load
     from oneroof.models import read_config
 
-    use_threads(order.threads)
-    folder = locate(order.model, revision=order.revision, hub=order.hub)
+    threads = use_threads(order.threads)
+    if order.bind_cpu:
+        log.debug(bind_threads(threads))
     context_of(read_config(folder), order.options.max_model_len)  # refused before the weights are read
     loaded = load(
         folder,
