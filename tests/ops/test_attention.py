@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -140,7 +141,12 @@ def _decode_batch(table: Tensor, page_size: int) -> Batch:
 
 
 @pytest.mark.parametrize("window", [0, 100])
-def test_short_sequences_beside_long_ones_are_problems_of_their_own(window: int) -> None:
+@pytest.mark.parametrize("large", [False, True])  # copies are made sequence by sequence
+def test_short_sequences_beside_long_ones_are_problems_of_their_own(
+    window: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(sys.modules["oneroof.ops.attention"], "_GATHERED", 0)
     lengths, size = [3, 200, 300, 310, 900], 16
     pages = [-(-n // size) for n in lengths]
     cache = allocate(

@@ -15,6 +15,8 @@ from oneroof.batch import Batch, Group
 from oneroof.ops.dispatch import op
 from oneroof.pages import LayerCache
 
+_GATHERED = 1 << 24  # bytes of keys: larger copies leave the processor's caches, and are made one by one
+
 
 @op
 def attention(
@@ -85,10 +87,24 @@ def _paged(
         if not window or window >= group.longest:
             return _dense(q, k, v, causal=True).flatten(0, 1)
         return _chunk(q, k, v, batch.positions[group.rows], window)
+    single = q.shape[0] == lengths.shape[0]
+    large = q.device.type == "cpu" and group.slots.numel() * k_TKd[0].nbytes > _GATHERED
+    if single and large and len(lengths) > 1:
+        ends = [n + 1 for n in batch.starts[group.sequences]]
+        each = zip(q.split(1), group.slots, ends, strict=True)
+        return torch.cat([_alone(one, cache, slots[:end], window) for one, slots, end in each])
     keys, values = _gathered(cache.keys, group.slots), _gathered(cache.values, group.slots)
-    if q.shape[0] == lengths.shape[0]:
+    if single:
         return _decode(q, keys, values, lengths, window, even=group.even)
     return _chunk(q[None], keys, values, batch.positions[group.rows], window)
+
+
+def _alone(q_1Hd: Tensor, cache: LayerCache, slots_L: Tensor, window: int) -> Tensor:
+    """One query of one sequence with L keys, [1, H, d]."""
+    first = max(0, len(slots_L) - window) if window else 0
+    keys, values = (_gathered(pool, slots_L[None, first:]) for pool in (cache.keys, cache.values))
+    lengths = torch.full((1,), keys.shape[1], device=q_1Hd.device)
+    return _decode(q_1Hd, keys, values, lengths, 0, even=True)
 
 
 def _chunk(q_1CHd: Tensor, k_1LKd: Tensor, v_1LKd: Tensor, positions_C: Tensor, window: int) -> Tensor:
