@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oneroof import device as devices
 from oneroof import log
-from oneroof.batch import pack
+from oneroof.batch import Batch, pack
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
 from oneroof.hub import locate
@@ -50,6 +50,10 @@ class Front:
             )
         return self.tokenizer
 
+    def spelled(self, token: int) -> str:
+        """A token by itself, special ones too; nothing where there is no tokenizer."""
+        return "" if self.tokenizer is None else self.tokenizer.decode([token], skip_special=False)
+
 
 @dataclass(frozen=True)
 class Loaded(Front):
@@ -67,13 +71,17 @@ class Loaded(Front):
         """Of weights and activations."""
         return self.model.norm.weight.dtype
 
+    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+        """Whole sequences for one uncached forward of this model."""
+        alphas = [self.model.ntk_alpha(len(s)) for s in sequences]
+        stretched = alphas if any(a != 1.0 for a in alphas) else None
+        return pack(sequences, alphas=stretched, device=self.device)
+
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
         """Logits at every position: a list of [T, vocabulary] float32, one a sequence, uncached."""
         check_tokens(sequences, self.config)
-        alphas = [self.model.ntk_alpha(len(s)) for s in sequences]
-        stretched = alphas if any(a != 1.0 for a in alphas) else None
-        batch = pack(sequences, alphas=stretched, device=self.device)
+        batch = self.batch(sequences)
         return list(self.model.logits(self.model(batch)).split(batch.counts))
 
 

@@ -10,6 +10,7 @@ from oneroof.engine.admission import context_of
 from oneroof.engine.options import EngineOptions
 from oneroof.errors import UserError
 from oneroof.load import Loaded
+from oneroof.models.sizes import sizes
 
 _SHARE = {"cpu": 0.5}  # of free memory: a host has other things to do
 _DEVICE_SHARE = 0.9  # the rest is for activations
@@ -27,7 +28,7 @@ def capacity(loaded: Loaded, options: EngineOptions) -> Capacity:
     """Raises UserError where the memory that may be used does not hold what was asked for."""
     config, size = loaded.config, options.page_size
     context = context_of(config, options.max_model_len)
-    each = 2 * config.depth * config.kv_heads * config.head_dim * loaded.dtype.itemsize * size  # bytes
+    each = sizes(config).cache_values * loaded.dtype.itemsize * size  # bytes
     room, found = _room(loaded, options)
     useful = options.max_batch * -(-context // size)
     pages = min(useful, int(room // each) - 1)

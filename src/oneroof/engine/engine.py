@@ -25,7 +25,7 @@ from oneroof.engine.runner import Flight, Result, Runner, Shares
 from oneroof.engine.scheduler import Part, Scheduler
 from oneroof.engine.sequence import Sequence
 from oneroof.engine.stats import Speed, Stats
-from oneroof.engine.whole import WholeTexts
+from oneroof.engine.whole import WholeTexts, failure
 from oneroof.errors import UserError
 from oneroof.load import Loaded
 from oneroof.pages import allocate
@@ -124,9 +124,9 @@ class Engine:
         if isinstance(request, Reading):
             self._add_reading(key, request)
             return
-        params, length = request.params, len(request.token_ids)
+        params, alpha = request.params, self.loaded.model.ntk_alpha(len(request.token_ids))
         answers = [Answer(request, number, self.loaded.tokenizer) for number in range(params.n)]
-        chained = self._chain(request.namespace, length, adapter=params.adapter)
+        chain = self._chain(request.namespace, alpha, adapter=params.adapter)
         sequences = [
             Sequence(
                 key,
@@ -134,10 +134,10 @@ class Engine:
                 request.token_ids,
                 request.limit,
                 self._next_order(),
-                chain=chained() if number == 0 else None,  # the others fork it
+                chain=chain if number == 0 else None,  # the others fork it
                 reads_cache=number > 0 or params.prompt_logprobs is None,
                 runs_ahead=not params.penalized and self._drafter is None,
-                alpha=self.loaded.model.ntk_alpha(length),
+                alpha=alpha,
             )
             for number in range(params.n)
         ]
@@ -230,19 +230,19 @@ class Engine:
         )
 
     def _add_reading(self, key: int, reading: Reading) -> None:
-        length = len(reading.token_ids)
         if not self.loaded.config.causal:
             self._whole.add(key, reading)
             self._jobs[key] = _Look(reading, [])
             return
+        alpha = self.loaded.model.ntk_alpha(len(reading.token_ids))
         sequence = Sequence(
             key,
             0,
             reading.token_ids,
             1,
             self._next_order(),
-            chain=self._chain(reading.namespace, length)(),
-            alpha=self.loaded.model.ntk_alpha(length),
+            chain=self._chain(reading.namespace, alpha),
+            alpha=alpha,
         )
         self._jobs[key] = _Look(reading, [sequence])
         self._owners[sequence] = reading
@@ -256,15 +256,12 @@ class Engine:
             f"{size}); lower max_tokens, or allow more kv_memory"
         )
 
-    def _chain(
-        self, namespace: str, length: int, *, adapter: str | None = None
-    ) -> Callable[[], Chain | None]:
+    def _chain(self, namespace: str, alpha: float, *, adapter: str | None = None) -> Chain | None:
+        """The digests of a new sequence's pages; None where pages are not kept."""
         if not self.options.prefix_cache:
-            return lambda: None
-        kind = str(self.loaded.dtype)
-        alpha = self.loaded.model.ntk_alpha(length)
-        beginning = salt(adapter=adapter, namespace=namespace, kv=kind, alpha=alpha)
-        return lambda: Chain(beginning, self.options.page_size)
+            return None
+        beginning = salt(adapter=adapter, namespace=namespace, kv=str(self.loaded.dtype), alpha=alpha)
+        return Chain(beginning, self.options.page_size)
 
     def _next_order(self) -> int:
         self._order += 1
@@ -280,10 +277,8 @@ class Engine:
             sequence = result.part.sequence
             self.scheduler.collect(result.part, result.chosen)
             job = self._jobs.get(sequence.key)
-            if (
-                job is None or sequence not in job.sequences
-            ):  # it was aborted, and its key may be another's now
-                continue
+            if job is None or sequence not in job.sequences:
+                continue  # it was aborted, and its key may be another's now
             if isinstance(job, _Job):
                 events += self._write(sequence.key, job, result)
             elif result.vector is not None and result.part.epoch >= sequence.void:
@@ -392,8 +387,7 @@ class Engine:
 
     def _failed_step(self, parts: list[Part], error: Exception) -> list[tuple[int, Event]]:
         """A batch could not be run: its requests end, the others go on."""
-        said = " ".join(str(error).split())
-        message = f"a step failed: {type(error).__name__}: {said[:200]}"
+        message = failure(error)
         events: list[tuple[int, Event]] = []
         for part in parts:
             key = part.sequence.key

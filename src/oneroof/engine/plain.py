@@ -24,6 +24,7 @@ from oneroof.engine.slots import Slots
 from oneroof.engine.stats import Speed
 from oneroof.errors import UserError
 from oneroof.load import Loaded
+from oneroof.models.sizes import sizes
 from oneroof.pages import allocate
 
 
@@ -66,9 +67,7 @@ class PlainLoop:
         config = self.loaded.config
         # the last token of a text is never read by the model
         longest = max(len(a.request.token_ids) + a.request.limit - 1 for a in answers)
-        each = (
-            2 * config.depth * config.kv_heads * config.head_dim * self.loaded.dtype.itemsize * longest
-        )  # bytes
+        each = sizes(config).cache_values * self.loaded.dtype.itemsize * longest  # bytes
         pages = min(self._max_batch, len(answers))
         given = self._kv_memory
         room = memory(self.loaded.device).free if given is None else given * 1e9
@@ -204,7 +203,11 @@ class _Crowd:
             return {}
         chosen = torch.tensor(list(rows), device=logits.device)
         return dict(
-            zip(rows, logprobs(logits[chosen], tokens[chosen], list(rows.values()), self._text), strict=True)
+            zip(
+                rows,
+                logprobs(logits[chosen], tokens[chosen], list(rows.values()), self._loaded.spelled),
+                strict=True,
+            )
         )
 
     def _read_prompt_logprobs(self, answers: Sequence[Answer], hidden: Tensor, batch: Batch) -> None:
@@ -216,7 +219,7 @@ class _Crowd:
                     self._loaded.model.logits,
                     request.token_ids[1:],
                     request.params.prompt_logprobs,
-                    self._text,
+                    self._loaded.spelled,
                     vocabulary=self._loaded.config.vocabulary,
                 )
                 self._prompt_logprobs[request.index] = (None, *shares)
@@ -233,7 +236,3 @@ class _Crowd:
             completions=tuple(a.completion() for a in answers),
             prompt_logprobs=self._prompt_logprobs.get(request.index),
         )
-
-    def _text(self, token: int) -> str:
-        tokenizer = self._loaded.tokenizer
-        return "" if tokenizer is None else tokenizer.decode([token], skip_special=False)

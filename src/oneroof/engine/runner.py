@@ -174,7 +174,9 @@ class Runner:
         asked = [(i, c.answer.request.params.logprobs) for i, c in enumerate(flight.choices)]
         tops = {i: top for i, top in asked if top is not None}
         chosen = torch.tensor(list(tops), device=flight.logits.device)
-        found = logprobs(flight.logits[chosen], flight.tokens[chosen], list(tops.values()), self._text)
+        found = logprobs(
+            flight.logits[chosen], flight.tokens[chosen], list(tops.values()), self._loaded.spelled
+        )
         return dict(zip(tops, found, strict=True))
 
     def _read_prompts(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
@@ -192,7 +194,7 @@ class Runner:
                     self._loaded.model.logits,
                     following,
                     top,
-                    self._text,
+                    self._loaded.spelled,
                     vocabulary=self._loaded.config.vocabulary,
                 )
 
@@ -203,10 +205,6 @@ class Runner:
             owner = owners[part.sequence]
             if isinstance(owner, Reading) and part.heirs:
                 flight.vectors[p] = meaning(self._loaded, hidden[row - 1], owner)
-
-    def _text(self, token: int) -> str:
-        tokenizer = self._loaded.tokenizer
-        return "" if tokenizer is None else tokenizer.decode([token], skip_special=False)
 
 
 def _choices(parts: list[Part], owners: Owners) -> list[_Choice]:

@@ -11,7 +11,6 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from oneroof.batch import pack
 from oneroof.engine.request import Reading, Vector
 from oneroof.load import Loaded
 
@@ -49,8 +48,7 @@ class WholeTexts:
         try:
             found = self._read([reading for _, reading in group])
         except Exception as error:
-            message = f"a step failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return [(key, Vector(reading.index, (), message)) for key, reading in group]
+            return [(key, Vector(reading.index, (), failure(error))) for key, reading in group]
         finally:
             self.seconds += time.perf_counter() - began
         return [(key, Vector(r.index, values)) for (key, r), values in zip(group, found, strict=True)]
@@ -58,20 +56,21 @@ class WholeTexts:
     @torch.inference_mode()
     def _read(self, readings: list[Reading]) -> list[tuple[float, ...]]:
         """Those that are about as long together: short texts are padded to the longest."""
-        model = self._loaded.model
         kinds: dict[int, list[int]] = {}
         for i, reading in enumerate(readings):
             kinds.setdefault(len(reading.token_ids).bit_length(), []).append(i)
         found: dict[int, tuple[float, ...]] = {}
         for group in kinds.values():
-            texts = [readings[i].token_ids for i in group]
-            alphas = [model.ntk_alpha(len(ids)) for ids in texts]
-            stretched = alphas if any(a != 1.0 for a in alphas) else None
-            batch = pack(texts, alphas=stretched, device=self._loaded.device)
-            last = model(batch)[batch.last_rows]
+            batch = self._loaded.batch([readings[i].token_ids for i in group])
+            last = self._loaded.model(batch)[batch.last_rows]
             for i, row in zip(group, last, strict=True):
                 found[i] = tuple(meaning(self._loaded, row, readings[i]).tolist())
         return [found[i] for i in range(len(readings))]
+
+
+def failure(error: Exception) -> str:
+    """What its requests are told of a step that failed, in a line."""
+    return f"a step failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def meaning(loaded: Loaded, hidden_D: Tensor, reading: Reading) -> Tensor:
