@@ -5,7 +5,7 @@ WORKERS ?= 2
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: demo test test-all lint format docs clean
+.PHONY: demo test test-all native lint format docs clean
 
 demo: ## Read text from the small model that comes along, with its speed
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh core
@@ -15,10 +15,14 @@ test: ## Every test that takes seconds
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
 
-test-all: ## The slow ones too, and the types
+test-all: ## The slow ones too, the native kernels with sanitizers, and the types
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=1 sh scripts/sanitize.sh
 	@$(RUN) -m mypy
+
+native: ## Compile the native CPU kernels: only what has changed
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh native
 
 lint: ## What pre-commit runs, and the types
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh test
@@ -36,4 +40,5 @@ docs: ## docs/commands.md from the commands' dataclasses
 	@$(RUN) -m oneroof.cli.document > docs/commands.md
 
 clean: ## Take the environment and all caches away
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist src/*.egg-info src/oneroof/ops/cpu/*.so src/oneroof/ops/cpu/native.txt
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 from oneroof import LLM, SamplingParams
-from oneroof.bench.floor import streamed, traffic
+from oneroof.bench.floor import held_traffic, streamed
 from oneroof.bench.grid import Case
 from oneroof.bench.measure import measure, prompts
 from oneroof.hub import locate
@@ -44,7 +44,7 @@ def main() -> None:
         f"{options.threads} threads, batch {options.batch} of {case}; "
         f"{options.engine} engine beside a {options.cache} cache"
     )
-    read = traffic(loaded.config, loaded.dtype.itemsize, options.batch, case.prompt + case.tokens / 2).bytes
+    read = held_traffic(loaded, "float", options.batch, case.prompt + case.tokens / 2).bytes
     ratios: list[Rates] = []
     shares: list[float] = []
     sized = {"max_batch": options.batch, "max_model_len": case.positions, "engine": options.engine}

@@ -1,19 +1,26 @@
 #!/bin/sh
-# Makes .venv in this project's folder: torch first, in a step of its own, then oneroof itself (editable).
-# usage: environment.sh core|test     PYTHON names the interpreter, TORCH_INDEX the index to take torch from.
-# A second run returns at once unless pyproject.toml or this script has changed, or the folder was moved or copied.
+# Makes .venv in this project's folder: torch first, in a step of its own, then oneroof itself (editable), which
+# compiles the native CPU kernels into the source tree where there is a C++ compiler.
+# usage: environment.sh core|test|native     PYTHON names the interpreter, TORCH_INDEX the index to take torch from.
+# A second run returns at once unless pyproject.toml or this script has changed, or the folder was moved or copied;
+# changed C++ is compiled again, and `native` looks whether there is something to compile in any case.
 set -eu
 cd "$(dirname "$0")/.."
 want=${1:-core}
+force=
+if [ "$want" = native ]; then want=core force=yes; fi
 torch_range='torch>=2.11,<2.16'  # as in pyproject.toml
 cpu_index=https://download.pytorch.org/whl/cpu
 python=.venv/bin/python
 here=$(pwd -P)
+room=src/oneroof/ops/cpu
+build=build/native  # as in pyproject.toml
 
 fail() { echo "environment: $*" >&2; exit 2; }
 say() { echo "environment: $*" >&2; }
 
 pip() { "$python" -m pip "$@" --disable-pip-version-check --quiet 2>.venv/pip.log; }
+errors() { grep -E ': (fatal )?error: ' "$1" | head -n 10 | sed 's/^ *//' >&2 || true; }  # a compiler's
 reason() { echo "$(grep . .venv/pip.log | tail -n 1) (the rest is in .venv/pip.log)"; }
 
 find_python() {
@@ -86,21 +93,58 @@ install_plain_torch() {
 install_oneroof() {
     say "installing oneroof ($want)"
     if [ "$want" = core ]; then set -- .; else set -- ".[$want]"; fi
-    pip install --editable "$1" || fail "oneroof could not be installed: $(reason)"
+    fresh_if_unbuilt
+    pip install --editable "$1" || { errors .venv/pip.log; fail "oneroof could not be installed: $(reason)"; }
+    tell_if_unbuilt
 }
 
 # What is installed is this folder, not one that was linked in by hand since.
 is_linked() {
-    for link in .venv/lib/python*/site-packages/__editable__.oneroof-*.pth; do
+    for link in .venv/lib/python*/site-packages/oneroof.pth; do
         if [ -e "$link" ] && ! grep -qxF "$here/src" "$link"; then return 1; fi
     done
 }
 
 is_done() { [ -f ".venv/oneroof-$1" ] && [ "$(cat ".venv/oneroof-$1")" = "$key" ] && is_linked; }
 
+# The native kernels were made of the sources as they are now.
+is_built() { [ -z "$force" ] && [ -f .venv/oneroof-native ] && [ "$(cat .venv/oneroof-native)" = "$native_key" ]; }
+is_unbuilt() { grep -q '^not built' "$room/native.txt" 2>/dev/null; }
+fresh_if_unbuilt() { if is_unbuilt; then rm -rf "$build"; fi; }  # a compiler may have come since
+tell_if_unbuilt() { if is_unbuilt; then say "the native CPU kernels are $(cat "$room/native.txt"); make native tries again"; fi; }
+
+# A word of CMake's cache: what the last build was made with.
+cached() { sed -n "s/^$1:[A-Z]*=//p" "$build/CMakeCache.txt"; }
+is_configured() {
+    [ -f "$build/CMakeCache.txt" ] && [ "$(cached CMAKE_HOME_DIRECTORY)" = "$here" ] &&
+        [ -x "$(cached CMAKE_COMMAND)" ] && [ -x "$(cached CMAKE_MAKE_PROGRAM)" ]  # pip's own are gone with its folder
+}
+
+build_native() {
+    fresh_if_unbuilt
+    say "compiling the native CPU kernels"
+    if is_configured; then
+        "$(cached CMAKE_COMMAND)" --build "$build" --parallel 2 >.venv/native.log 2>&1 || {
+            errors .venv/native.log
+            fail "the native CPU kernels could not be compiled (the rest is in .venv/native.log)"
+        }
+    else
+        pip install --no-deps --editable . ||
+            { errors .venv/pip.log; fail "the native CPU kernels could not be compiled: $(reason)"; }
+    fi
+    tell_if_unbuilt
+}
+
 key=$({ cat pyproject.toml scripts/environment.sh; echo "$here"; } | cksum)
 make_venv
-if is_done "$want" || { [ "$want" = core ] && is_done test; }; then exit 0; fi
-install_torch
-install_oneroof
-echo "$key" >".venv/oneroof-$want"
+if command -v flock >/dev/null 2>&1; then exec 9>.venv/lock && flock 9; fi  # two runs at once build one after the other
+native_key=$(cat CMakeLists.txt "$room"/*.cpp "$room"/*.h 2>/dev/null | cksum)
+if is_done "$want" || { [ "$want" = core ] && is_done test; }; then
+    if is_built; then exit 0; fi
+    build_native
+else
+    install_torch
+    install_oneroof
+    echo "$key" >".venv/oneroof-$want"
+fi
+echo "$native_key" >.venv/oneroof-native

@@ -32,6 +32,7 @@ SPEAK_OF_FAMILIES = (  # rooms and files whose code may name a family, and why
     "models/",  # that is what they are for
     "text/",  # tokenizer files and template formats bear a family's name
     "export/",  # what a checkpoint is converted to
+    "bench/peers/",  # the shapes that are compared, and peers that bear a family's name or tell one by it
     "cli/convert.py",  # ... and the word that asks for it
 )
 TITLE = "The whole life of a Qwen or ERNIE-4.5 model under one roof."  # what the project calls itself

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import tensors
 from safetensors.torch import load_file, save_file
 
 from oneroof import device
@@ -53,16 +54,16 @@ def test_weights_are_cast_while_they_are_read(checkpoint: Checkpoint, dtype: str
     loaded = load(folder, device="cpu", dtype=dtype)
     assert loaded.dtype == getattr(torch, dtype) and loaded.config.dtype == "bfloat16"
     stored = load_file(folder / "model.safetensors")
-    for name, tensor in loaded.model.tensors().items():
+    for name, tensor in tensors(loaded.model).items():
         assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
 
 
 @pytest.mark.parametrize("files", ["single", "sharded", "bin", "sharded-bin"])
 def test_every_stored_tensor_is_in_its_place(checkpoint: Checkpoint, files: str) -> None:
     plain = load_file(checkpoint("qwen2") / "model.safetensors")
-    tensors = load(checkpoint("qwen2", files=files), device="cpu").model.tensors()
-    assert set(tensors) == set(plain)
-    assert all(torch.equal(tensors[name], plain[name]) for name in plain)
+    found = tensors(load(checkpoint("qwen2", files=files), device="cpu").model)
+    assert set(found) == set(plain)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
 def test_angles_that_older_tools_stored_are_left_out_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -74,10 +75,10 @@ def test_angles_that_older_tools_stored_are_left_out_by_name(checkpoint: Checkpo
 def test_the_router_of_ernie_stays_in_float32(checkpoint: Checkpoint) -> None:
     for dtype in ("float32", "bfloat16"):
         folder = checkpoint("ernie4_5_moe", dtype=dtype)
-        tensors = load(folder, device="cpu", dtype="bfloat16").model.tensors()
-        kept = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+        places = load(folder, device="cpu", dtype="bfloat16").model.tensors()
+        kept = {name for name, place in places.items() if place.dtype == torch.float32}
         assert (
-            kept == {n for n in tensors if n.endswith((".mlp.gate.weight", ".mlp.gate.choice_bias"))} != set()
+            kept == {n for n in places if n.endswith((".mlp.gate.weight", ".mlp.gate.choice_bias"))} != set()
         )
 
 
@@ -110,7 +111,7 @@ def test_random_weights_need_the_config_alone(tmp_path: Path, checkpoint: Checkp
 def test_random_weights_of_a_cut_model_are_the_same_values(checkpoint: Checkpoint) -> None:
     """In any number format: bfloat16 is float32's draw, rounded."""
     whole, cut, rounded = (
-        load(checkpoint("qwen3_moe"), device="cpu", random_weights=True, dtype=d, layers=n).model.tensors()
+        tensors(load(checkpoint("qwen3_moe"), device="cpu", random_weights=True, dtype=d, layers=n).model)
         for d, n in (("float32", None), ("float32", 2), ("bfloat16", None))
     )
     assert "lm_head.weight" in cut and all(torch.equal(cut[name], whole[name]) for name in cut)

@@ -60,14 +60,16 @@ esac
 """  # stands for .venv/bin/python: no torch is there, indices answer as the test wants
 
 
-def environment(folder: Path, python: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def environment(
+    folder: Path, python: str, want: str = "core", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run the environment's script in a copy that has nothing else, with an interpreter of our making."""
     (folder / "scripts").mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "scripts" / "environment.sh", folder / "scripts")
     (folder / "pyproject.toml").write_text("")
     fake = folder / "python"
     script(fake, python)
-    words = ["sh", str(folder / "scripts" / "environment.sh"), "core"]
+    words = ["sh", str(folder / "scripts" / "environment.sh"), want]
     plain = {"PYTHON": str(fake), "PATH": "/usr/bin:/bin", **variables}
     return subprocess.run(words, capture_output=True, text=True, env=plain)
 
@@ -176,12 +178,83 @@ def test_a_folder_that_was_copied_or_moved_is_set_up_anew(tmp_path: Path) -> Non
 def test_another_folders_oneroof_in_the_environment_is_replaced(tmp_path: Path) -> None:
     script(tmp_path / ".venv" / "bin" / "python", PIP)
     index = {"TORCH_INDEX": "https://host/torch", "INDEX": "0"}
-    link = tmp_path / ".venv/lib/python3.12/site-packages/__editable__.oneroof-0.1.0.pth"
+    link = tmp_path / ".venv/lib/python3.12/site-packages/oneroof.pth"
     link.parent.mkdir(parents=True)
     for place, times in ((tmp_path, 1), (tmp_path, 1), (tmp_path / "other", 2)):
         link.write_text(f"{place.resolve()}/src\n")
         assert environment(tmp_path, "exit 0", **index).returncode == 0
         assert calls(tmp_path).count("--editable") == times
+
+
+CMAKE = """
+echo "$@" >>"$(dirname "$0")/compiled"
+echo "pool.cpp:1:1: error: the compiler says no"; exit ${BROKEN:-0}
+"""
+INDEX = {"TORCH_INDEX": "https://host/torch", "INDEX": "0"}
+
+
+def with_kernels(folder: Path) -> Path:
+    """An environment that is set up, and the C++ file in it; a program of ours stands for cmake."""
+    script(folder / ".venv" / "bin" / "python", PIP)
+    source = folder / "src" / "oneroof" / "ops" / "cpu" / "pool.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_text("// the first\n")
+    assert environment(folder, "exit 0", **INDEX).returncode == 0
+    script(folder / "cmake", CMAKE)
+    cache = folder / "build" / "native" / "CMakeCache.txt"
+    cache.parent.mkdir(parents=True)
+    cache.write_text(
+        f"CMAKE_COMMAND:INTERNAL={folder}/cmake\nCMAKE_MAKE_PROGRAM:FILEPATH={folder}/cmake\n"
+        f"CMAKE_HOME_DIRECTORY:INTERNAL={folder.resolve()}\n"
+    )
+    return source
+
+
+def test_changed_kernels_are_compiled_and_nothing_is_installed(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    source, compiled = with_kernels(folder), folder / "compiled"
+    assert environment(folder, "exit 0").returncode == 0
+    assert not compiled.exists()
+    for name in ("pool.cpp", "another.h"):
+        source.with_name(name).write_text("// the second\n")
+        for _ in range(2):
+            assert environment(folder, "exit 0").returncode == 0
+    assert compiled.read_text() == "--build build/native --parallel 2\n" * 2
+    assert environment(folder, "exit 0", "native").returncode == 0  # who asks gets it looked at
+    assert compiled.read_text().count("--build") == 3
+    assert calls(folder).count("--editable") == 1
+
+
+def test_kernels_that_do_not_compile_are_told_until_they_do(tmp_path: Path) -> None:
+    source = with_kernels(tmp_path)
+    source.write_text("oh\n")
+    for _ in range(2):
+        ran = environment(tmp_path, "exit 0", BROKEN="1")
+        assert ran.returncode == 2
+        assert (
+            "pool.cpp:1:1: error: the compiler says no\nenvironment: the native CPU kernels could"
+            in ran.stderr
+        )
+    assert environment(tmp_path, "exit 0").returncode == 0
+
+
+@pytest.mark.parametrize("gone", ["cmake", "build/native/CMakeCache.txt"])
+def test_pip_compiles_the_kernels_where_it_brought_the_tools(tmp_path: Path, gone: str) -> None:
+    source = with_kernels(tmp_path)
+    source.write_text("// the second\n")
+    (tmp_path / gone).unlink()
+    assert environment(tmp_path, "exit 0").returncode == 0
+    assert "-m pip install --no-deps --editable ." in calls(tmp_path)
+
+
+def test_a_missing_compiler_is_told_and_looked_for_again(tmp_path: Path) -> None:
+    source = with_kernels(tmp_path)
+    source.with_name("native.txt").write_text("not built: no C++ compiler was found\n")
+    ran = environment(tmp_path, "exit 0", "native")
+    assert ran.returncode == 0
+    assert "the native CPU kernels are not built: no C++ compiler was found; make native tries" in ran.stderr
+    assert not (tmp_path / "build" / "native").exists()  # where CMake remembers that there is none
+    assert "-m pip install --no-deps --editable ." in calls(tmp_path)
 
 
 def test_the_script_and_the_project_admit_the_same_torch() -> None:

@@ -106,6 +106,11 @@ class Batch:
                 slots = slots.where(places < self.lengths[first:end, None], 0)
         return Group(slice(first, end), rows, longest, min(lengths) == longest, fresh, slots)
 
+    @cached_property
+    def notes(self) -> dict[str, object]:
+        """What a backend keeps about this batch from layer to layer, by a name of its own; empty at first."""
+        return {}
+
     @property
     def last_rows(self) -> Tensor:
         """[S] the row of each sequence's newest token."""

@@ -73,25 +73,28 @@ def resolve(name: str) -> torch.device:
     return torch.device(name if kind != "cpu" else "cpu")
 
 
-def resolve_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, stored: str, device: torch.device, *, native: bool = False) -> torch.dtype:
     """The number format `name` (auto, float32, bfloat16, float16), of a checkpoint in `stored`, on `device`.
 
     `auto` keeps the checkpoint's where the device computes in it natively, and says why where it does not.
+    `native`: the CPU kernels serve, which read 16-bit numbers at the memory's rate on any CPU.
     """
     if name not in ("auto", *DTYPES):
         raise UserError(f"dtype {name} is unknown; auto, {', '.join(DTYPES)} are allowed; try --dtype auto")
     if name != "auto":
         return DTYPES[name]
-    chosen, why = natural_dtype(stored, device)
+    chosen, why = natural_dtype(stored, device, native=native)
     log.info(f"dtype {chosen} (auto: {why})")
     return DTYPES[chosen]
 
 
-def natural_dtype(stored: str, device: torch.device) -> tuple[str, str]:
+def natural_dtype(stored: str, device: torch.device, *, native: bool = False) -> tuple[str, str]:
     """The number format that a checkpoint in `stored` is best run in on `device`, and why."""
     if stored == "float32":
         return "float32", "the checkpoint's"
     if device.type == "cpu":
+        if native:
+            return stored, "the checkpoint's, which the native kernels read as it is"
         if stored == "float16":
             return "float32", "the checkpoint's float16 is slow on a CPU"
         if _NATIVE_BFLOAT16.isdisjoint(cpu_features()):
@@ -202,10 +205,13 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def describe(device: torch.device) -> str:
-    """The device in words, as a report names it: `cpu: Intel(R) Xeon(R) Processor, 2 threads`."""
+def describe(device: torch.device, threads: int | None = None) -> str:
+    """The device in words, as a report names it: `cpu: Intel(R) Xeon(R) Processor, 2 threads`.
+
+    `threads` are those of what serves on a CPU; None: torch's.
+    """
     if device.type == "cpu":
-        return f"cpu: {cpu_name()}, {torch.get_num_threads()} threads"
+        return f"cpu: {cpu_name()}, {torch.get_num_threads() if threads is None else threads} threads"
     return f"{device.type}: {torch.get_device_module(device).get_device_name(device)}"
 
 
@@ -220,6 +226,39 @@ def cpu_features() -> tuple[str, ...]:
     """Which of the instruction sets that matter here this CPU has, by Linux's names; empty elsewhere."""
     flags = set(f"{_cpu_row('flags')} {_cpu_row('Features')}".split())
     return tuple(name for name in _FEATURES if name in flags)
+
+
+def lacking(needs: Sequence[str]) -> list[str]:
+    """Which of `needs`, by Linux's names, this CPU does not claim; nothing where the system does not say."""
+    flags = set(f"{_cpu_row('flags')} {_cpu_row('Features')}".split())
+    return [name for name in needs if name not in flags] if flags else []
+
+
+@cache
+def cpu_identity() -> str:
+    """What tells this CPU from another that would run other instructions: its model, microcode and flags."""
+    rows = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "Features")
+    return "\n".join(_cpu_row(name) for name in rows)
+
+
+def native_kernels() -> str:
+    """Which native CPU kernels ONEROOF_CPU asks for: auto, reference, or an instruction set."""
+    return os.environ.get("ONEROOF_CPU", "").strip() or "auto"
+
+
+def native_library() -> Path | None:
+    """The file that ONEROOF_CPU_LIBRARY puts in the place of the library that was installed."""
+    named = os.environ.get("ONEROOF_CPU_LIBRARY", "")
+    return Path(named).absolute() if named else None
+
+
+def cache_folder() -> Path | None:
+    """Where this user's programs keep what they can find out again; None where there is no home."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(named) if named.startswith("/") else Path.home() / ".cache") / "oneroof"
+    except RuntimeError:  # no home
+        return None
 
 
 def cgroup_quota() -> float | None:
@@ -258,11 +297,23 @@ def _cgroup_folders() -> list[Path]:
 
 
 def _cpu_row(name: str) -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""
+    return _cpu_rows().get(name, "")
+
+
+@cache
+def _cpu_rows() -> dict[str, str]:
+    """What Linux says of the first processor; of many, all would take long."""
+    rows: dict[str, str] = {}
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            for line in lines:
+                if rows and not line.strip():
+                    break
+                key, _, value = line.partition(":")
+                rows[key.strip()] = value.strip()
+    except OSError:  # not Linux
+        return {}
+    return rows
 
 
 def _read(path: str | Path) -> str:

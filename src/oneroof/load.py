@@ -24,6 +24,9 @@ from oneroof.models.decoder import Decoder
 from oneroof.models.init import initialize
 from oneroof.models.sizes import sizes
 from oneroof.names import Ignored
+from oneroof.ops.cpu import backend
+from oneroof.quant.packed import PackedFile
+from oneroof.quant.schemes import SCHEMES, Scheme, apply
 from oneroof.text.chat import ChatTemplate, load_template
 from oneroof.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from oneroof.weights.load import fill
@@ -107,6 +110,9 @@ def load(
     dtype: str = "auto",
     random_weights: bool = False,
     layers: int | None = None,
+    quantization: str | None = None,
+    plain: bool = False,
+    packed_cache: bool = False,
     seed: int = 0,
     revision: str = "main",
     hub: str = "huggingface",
@@ -114,9 +120,13 @@ def load(
 ) -> Loaded:
     """Load `model`: a folder in Hugging Face layout, a hub id, or `demo`.
 
-    `random_weights` needs `config.json` alone; `layers` keeps the first so many. `progress(done, all)` is
-    called with bytes while weights are read. Raises UserError for whatever the user can mend.
+    `random_weights` needs `config.json` alone; `layers` keeps the first so many. `quantization` is a word of
+    `SCHEMES`; weights are rounded while they are read. `plain` keeps every weight a tensor in the checkpoint's
+    order, for whoever reads or trains it: the native CPU kernels want their own; `packed_cache` keeps that beside
+    the checkpoint, and maps it at the next start. `progress(done, all)` is called with bytes while weights are
+    read. Raises UserError for whatever the user can mend.
     """
+    scheme = _scheme(quantization, plain)
     folder = locate(model, revision=revision, hub=hub)
     front, family = read_front(folder), family_of(read_keys(folder))
     config = front.config
@@ -129,13 +139,27 @@ def load(
         config = _settled(config, stored, names)
     head = stored is None or config.tied_head or HEAD in stored.specs
     place = devices.resolve(device)
-    number = devices.resolve_dtype(dtype, "float32" if config.dtype == "stored" else config.dtype, place)
-    _check_memory(config, number, place, head)
-    decoder = Decoder(config, dtype=number, device=place, head=head)
+    native = place.type == "cpu" and not plain and backend.install()
+    held = "float32" if config.dtype == "stored" else config.dtype
+    if native:
+        backend.take_threads()
+    number = devices.resolve_dtype(dtype, held, place, native=native)
+    _check_memory(config, number, place, head, scheme)
+    quantized = scheme != SCHEMES["none"]
+    decoder = Decoder(config, dtype=number, device="cpu" if quantized else place, head=head)
+    apply(decoder, scheme, layout="panels" if native else "rows", device=place)
+    decoder.to(place)
     if stored is None:
         initialize(decoder, seed)
     else:
-        fill(decoder.tensors(), stored, names, tied=config.tied_head, report=progress)
+        packed = None
+        if packed_cache and native:
+            form = {"scheme": quantization or "none", "dtype": str(number), "layers": config.depth}
+            packed = PackedFile(folder, (folder / "config.json", *stored.paths), form)
+        if packed is None or not packed.restore(decoder):
+            fill(decoder.tensors(), stored, names, tied=config.tied_head, report=progress)
+            if packed is not None:
+                packed.save(decoder, progress)
     decoder.eval().requires_grad_(False)
     return Loaded(config, front.tokenizer, front.template, front.generation, folder, decoder)
 
@@ -158,12 +182,24 @@ def _settled(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelC
     return settled
 
 
-def _check_memory(config: ModelConfig, dtype: torch.dtype, place: torch.device, head: bool) -> None:
+def _scheme(quantization: str | None, plain: bool) -> Scheme:
+    word = quantization or "none"
+    if word not in SCHEMES:
+        raise UserError(f"quantization {word} is unknown; {', '.join(SCHEMES)} are allowed; leave it out for none")
+    if plain and word != "none":
+        raise UserError(f"quantization {word} was asked of plain weights; none is allowed; leave one of them out")
+    return SCHEMES[word]
+
+
+def _check_memory(
+    config: ModelConfig, dtype: torch.dtype, place: torch.device, head: bool, scheme: Scheme
+) -> None:
     counted = sizes(config).parameters - (0 if head else config.vocabulary * config.dim)
-    need, free = counted * dtype.itemsize, devices.memory(place).free
+    need, free = counted * scheme.linear.bits(dtype, config.dim) / 8, devices.memory(place).free
     if need > free:
+        kind = scheme.linear.kind if scheme != SCHEMES["none"] else str(dtype).removeprefix("torch.")
         raise UserError(
-            f"the weights take {need / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}; "
+            f"the weights take {need / 1e9:.1f} GB in {kind}; "
             f"{free / 1e9:.1f} GB are free on {place}; try a smaller dtype, --layers or another device"
         )
 

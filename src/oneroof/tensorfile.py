@@ -48,6 +48,7 @@ INDEX = "model.safetensors.index.json"
 
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_ALIGNED = 64  # bytes: a reader that maps the file finds its first tensor where a cache line begins
 _LFS = b"version https://git-lfs"
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
@@ -290,7 +291,7 @@ def _header(specs: Sequence[Spec]) -> bytes:
             "data_offsets": [end - spec.bytes, end],
         }
     text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNED)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from oneroof.audit import doctor
+from oneroof.ops.cpu import library
 from oneroof.ops.dispatch import served
 
 
@@ -19,6 +20,30 @@ def test_versions_devices_and_ops_are_found() -> None:
     assert sections["devices"]["auto"] in ("cpu", "cuda", "npu")
     assert sections["ops"] == served() and "attention" in sections["ops"]
     assert int(str(sections["memory"]["cpu total MiB"])) > 0
+
+
+def test_what_is_at_work_among_the_native_kernels_is_told() -> None:
+    sections = doctor.examine().sections
+    assert sections["native kernels"] == library.status()
+    assert "(" in str(sections["native kernels"]["at work"])  # with the reason
+
+
+def test_an_installation_without_a_compiler_is_advised_about(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "native.txt").write_text("not built: no C++ compiler was found when oneroof was installed\n")
+    monkeypatch.setenv("ONEROOF_CPU_LIBRARY", str(tmp_path / "liboneroof_cpu.so"))
+    monkeypatch.setattr(library, "_choose", library._choose.__wrapped__)  # not kept for the next test
+    assert any(
+        "kernels are not built: no C++ compiler was found when oneroof was installed; install" in line
+        for line in doctor.examine().advice
+    )
+
+
+def test_wrong_native_kernels_are_advised_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "status", lambda: {"avx2": "works", "avx512": library.WRONG})
+    advice = [line for line in doctor.examine().advice if "native kernels for" in line]
+    assert len(advice) == 1 and "for avx512 give wrong results here" in advice[0]
 
 
 def test_a_missing_demo_model_is_advised_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

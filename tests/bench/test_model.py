@@ -14,6 +14,7 @@ from oneroof.bench import model as room
 from oneroof.bench.grid import Case
 from oneroof.bench.measure import Round
 from oneroof.bench.model import ModelBench, Probe
+from oneroof.engine.options import EngineOptions
 from oneroof.errors import UserError
 
 SHORT, LONG = Case(8, 4), Case(20, 2)
@@ -46,7 +47,7 @@ def bench(
         opened.append((batch, positions))
         if batch > 40:
             raise UserError("no room")
-        yield SimpleNamespace(loaded=loaded)
+        yield SimpleNamespace(loaded=loaded, options=EngineOptions())
 
     def measured(llm: object, texts: list[list[int]], tokens: int, *, counted: bool) -> Round:
         step = len(texts) / 1e3 if len(texts) != 30 else None

@@ -179,7 +179,7 @@ def test_files_are_written_also_where_nobody_reads_the_output(
     def gone(text: str, *, flush: bool = False) -> None:
         raise KeyError("the reader")
 
-    monkeypatch.setattr("oneroof.cli.bench_model.print", gone, raising=False)
+    monkeypatch.setattr("oneroof.cli.outputs.print", gone, raising=False)
     files = [tmp_path / "a.jsonl", tmp_path / "a.csv"]
     assert bench(folder, *SMALL, "--output", str(files[0]), "--csv", str(files[1])) == 1
     assert all(file.read_text() for file in files)

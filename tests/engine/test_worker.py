@@ -227,7 +227,7 @@ def test_foreign_bytes_are_a_clear_error(ready: Process) -> None:
     assert ready.hear() is None
     status, said = ready.end()
     assert status == 1
-    assert said.rstrip().endswith("WireError: b'GET ' came where a frame begins with b'1RF1'")
+    assert said.rstrip().endswith("WireError: b'GET ' came where a frame begins with b'1RF2'")
 
 
 def test_an_order_that_is_wrong_in_itself_is_refused_alone(ready: Process) -> None:

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 
 import oneroof.ops  # noqa: F401  # the references, whose table `served` reads
 from oneroof import device as devices
+from oneroof.errors import UserError
 from oneroof.hub import DEMO
+from oneroof.ops.cpu import backend, library
 from oneroof.ops.dispatch import served
 from oneroof.report import source
 
@@ -29,6 +32,8 @@ _VARIABLES = (
     "ASCEND_RT_VISIBLE_DEVICES",
     "HF_HOME",
     "HF_HUB_OFFLINE",
+    "ONEROOF_CPU",
+    "ONEROOF_CPU_LIBRARY",
 )
 _MIB = 1 << 20
 
@@ -44,12 +49,20 @@ class Findings:
 
 
 def examine() -> Findings:
-    """Look at this machine and this installation. Takes a second, mostly torch's import."""
+    """Look at this machine and this installation. Takes a second, mostly torch's import.
+
+    The native kernels are tried in a child process where that was not done before, and serve from then on.
+    """
+    native = False
+    with suppress(UserError):  # ONEROOF_CPU asks for what is not there, which their status tells
+        native = backend.install()
+    threads = backend.threads() if native else torch.get_num_threads()
     sections: dict[str, Rows] = {
         "versions": _versions(),
-        "devices": _devices(),
-        "cpu": _cpu(),
+        "devices": _devices(threads),
+        "cpu": _cpu(native, threads),
         "memory": _memory(),
+        "native kernels": {**library.status()},
         "ops": {**served()},
         "demo model": _demo(),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
@@ -97,27 +110,27 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _devices() -> Rows:
+def _devices(threads: int) -> Rows:
     rows: Rows = {"auto": devices.available()[0]}
     for kind in devices.available():
         count = 1 if kind == "cpu" else torch.accelerator.device_count()
         for index in range(count):
             place = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
-            rows[str(place)] = devices.describe(place)
+            rows[str(place)] = devices.describe(place, threads)
     return rows
 
 
-def _cpu() -> Rows:
+def _cpu(native: bool, threads: int) -> Rows:
     cores, why = devices.allowed_cores()
     quota = devices.cgroup_quota()
     return {
         "name": devices.cpu_name(),
         "features": " ".join(devices.cpu_features()) or "unknown",
-        "bfloat16": ": ".join(devices.natural_dtype("bfloat16", torch.device("cpu"))),
+        "bfloat16": ": ".join(devices.natural_dtype("bfloat16", torch.device("cpu"), native=native)),
         "cores online": os.cpu_count(),
         "cores allowed": f"{cores} ({why})",
         "cgroup quota": quota if quota is not None else "none",
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
     }
 
@@ -146,6 +159,14 @@ def _advice(sections: dict[str, Rows]) -> list[str]:
         f"{name} is not installed; pip install {name}"
         for name in required()
         if sections["versions"][name] is None
+    ]
+    if missing := library.missing():
+        remedy = "install oneroof again where there is a C++ compiler (g++)"
+        lines.append(f"the native CPU kernels are {missing}; {remedy}")
+    lines += [
+        f"the native kernels for {name} give {found} here and are left alone; please report it"
+        for name, found in sections["native kernels"].items()
+        if found == library.WRONG
     ]
     if sections["demo model"]["present"] == "no":
         lines.append("the demo model is missing; install oneroof again")

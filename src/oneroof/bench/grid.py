@@ -39,6 +39,16 @@ def read_cases(words: str) -> tuple[Case, ...]:
     return tuple(cases)
 
 
+def read_lengths(words: str, tokens: int) -> tuple[Case, ...]:
+    """A case of `tokens` to write for each length of a prompt in ``128,512``; UserError for anything else."""
+    found = _read(words)
+    if not _whole(found):
+        raise UserError(
+            f"--prompts {words!r} was given; whole numbers of 1 or more are allowed, by commas; try 128,512"
+        )
+    return tuple(Case(prompt, tokens) for prompt in dict.fromkeys(found))
+
+
 def read_batches(words: str, cases: Sequence[Case]) -> tuple[tuple[int, tuple[Case, ...]], ...]:
     """Each batch size with the cases that it is measured with, in the order given.
 

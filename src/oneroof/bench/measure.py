@@ -56,18 +56,18 @@ class Row:
     @property
     def total(self) -> Spread:
         """From the call to the last token."""
-        return _spread([r.total for r in self.rounds])
+        return spread([r.total for r in self.rounds])
 
     @property
     def prefill(self) -> Spread:
         """Until every text has its first token."""
-        return _spread([r.prefill for r in self.rounds])
+        return spread([r.prefill for r in self.rounds])
 
     @property
     def step(self) -> Spread | None:
         """A later token of every text; None unless all were written at once for a while in every round."""
         steps = [r.step for r in self.rounds if r.step is not None]
-        return _spread(steps) if len(steps) == len(self.rounds) else None
+        return spread(steps) if len(steps) == len(self.rounds) else None
 
     @property
     def outside(self) -> float | None:
@@ -146,5 +146,6 @@ def _step(times: Sequence[Sequence[float]]) -> float | None:
     return (clock[steps] - clock[0]) / steps if steps else None
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """The median and the range of `values`, at least one."""
     return Spread(statistics.median(values), min(values), max(values))

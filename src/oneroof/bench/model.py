@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from oneroof.bench.floor import streamed, traffic
+from oneroof.bench.floor import held_traffic, streamed
 from oneroof.bench.grid import Case
 from oneroof.bench.measure import Round, Row, measure, prompts
 from oneroof.engine.llm import LLM
@@ -93,7 +93,7 @@ class ModelBench:
         bandwidth = streamed(loaded.device)
         rounds = tuple(self._round(llm, batch, case, case.tokens) for _ in range(self._rounds))
         behind = case.prompt + case.tokens / 2  # keys that a step reads for each text, on average
-        read = traffic(loaded.config, loaded.dtype.itemsize, batch, behind)
+        read = held_traffic(loaded, llm.options.kv, batch, behind)
         return Row(case=case, batch=batch, rounds=rounds, read=read.bytes, bandwidth=bandwidth)
 
     def _round(self, llm: LLM, batch: int, case: Case, tokens: int) -> Round:

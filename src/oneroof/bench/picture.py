@@ -50,6 +50,11 @@ def draw(rows: Sequence[Row], path: Path, title: str, *, limit: float | None = N
         handles.append(left.axhline(limit * 1e3, color="black", linewidth=1))
         labels.append(f"limit, {limit * 1e3:g} ms")
     left.legend(handles, labels, fontsize=8)
+    store(figure, path)
+
+
+def store(figure: Figure, path: Path) -> None:
+    """Write the picture; UserError where it cannot be."""
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

@@ -52,11 +52,11 @@ def table(rows: Sequence[Row]) -> str:
         cells += [_cells(row) for row in group]
         if len(group) > 1:
             steps, ends = averages(group)
-            cells.append((str(batch), "mean", *[""] * 6, _number(steps), _number(ends), "", "", ""))
+            cells.append((str(batch), "mean", *[""] * 6, number(steps), number(ends), "", "", ""))
     head = [tuple(column[line] for column in _HEAD) for line in range(3)]
     widths = [max(len(line[i]) for line in (*head, *cells)) for i in range(len(_HEAD))]
-    lines = [_line(line, widths) for line in head]
-    return "\n".join([*lines, "-" * (sum(widths) + len(widths) - 1), *(_line(c, widths) for c in cells)])
+    lines = [aligned(line, widths) for line in head]
+    return "\n".join([*lines, "-" * (sum(widths) + len(widths) - 1), *(aligned(c, widths) for c in cells)])
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -114,36 +114,37 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.batch),
         str(row.case.prompt),
         str(row.case.tokens),
-        _number(row.total.median),
-        _number(row.prefill.median * 1e3),
-        _number(row.prefill.median * 1e3 / row.batch),
-        _number(None if row.step is None else row.step.median * 1e3),
-        _range(row.step),
-        _number(row.step_rate),
-        _number(row.rate),
-        _number(row.floor * 1e3),
-        _percent(row.reached),
-        _percent(row.outside),
+        number(row.total.median),
+        number(row.prefill.median * 1e3),
+        number(row.prefill.median * 1e3 / row.batch),
+        number(None if row.step is None else row.step.median * 1e3),
+        span(row.step, 1e3),
+        number(row.step_rate),
+        number(row.rate),
+        number(row.floor * 1e3),
+        percent(row.reached),
+        percent(row.outside),
     )
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line of a table, each cell at the right of its column."""
     return " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def _range(spread: Spread | None) -> str:
-    return (
-        ""
-        if spread is None or spread.least == spread.most
-        else f"{_number(spread.least * 1e3)}-{_number(spread.most * 1e3)}"
-    )
+def span(spread: Spread | None, scale: float = 1.0) -> str:
+    """From the least to the most; nothing where they are one."""
+    if spread is None or spread.least == spread.most:
+        return ""
+    return f"{number(spread.least * scale)}-{number(spread.most * scale)}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as whole percents."""
     return "-" if share is None else f"{100 * share:.0f}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """With three digits, or as many as stand before the point."""
     if value is None:
         return "-"

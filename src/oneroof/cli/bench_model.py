@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from oneroof import log
 from oneroof.bench.grid import Case, read_batches, read_cases, read_range
 from oneroof.cli.options import ModelOptions
+from oneroof.cli.outputs import OutputOptions
 from oneroof.errors import UserError
-from oneroof.report import Record, append
 
-_PICTURES = (".png", ".svg", ".pdf")
 _NO_FACTS = {"device", "max_batch", "max_model_len", "profile", "log_dir", "adapter", "hub", "revision"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchModel(ModelOptions):
+class BenchModel(OutputOptions, ModelOptions):
     """Measure the speed of a model over a grid of prompt lengths, output lengths and batch sizes.
 
     Prompts are random token ids, new ones in each round; texts are greedy and do not end early. Columns are
     medians of the rounds: the total time; the prefill, until every text has its first token, and that divided
     by the batch; the time of a later token of all texts, and the tokens/s that it makes; the tokens/s from
     end to end. The floor is what a later token has to read, at the rate at which memory was read in the run.
+    The CSV file has the columns of ModelTest's performance runs.
     """
 
     cases: str = "[[128,32],[512,64]]"
@@ -46,18 +45,6 @@ class BenchModel(ModelOptions):
     warmup: int = 1
     """Rounds of a few tokens before them, that are not."""
 
-    json: bool = False
-    """Print one JSON object a number instead of the table."""
-
-    output: Path | None = None
-    """Append the same objects to a file."""
-
-    csv: Path | None = None
-    """Write a CSV file with the columns of ModelTest's performance runs."""
-
-    plot: Path | None = None
-    """Draw a picture into a .png, .svg or .pdf file; needs matplotlib."""
-
     def run(self) -> int:
         """Measure and tell; also what there is so far, where it fails or is interrupted on the way."""
         cases = read_cases(self.cases)
@@ -70,6 +57,7 @@ class BenchModel(ModelOptions):
         from oneroof.cli.model import load_llm, opened
         from oneroof.device import describe
         from oneroof.engine.llm import LLM
+        from oneroof.ops.cpu import backend
 
         self._check_context(cases)
         with opened(self._sized(1, 2)) as first:  # its weights are wanted, its engine is not
@@ -92,7 +80,9 @@ class BenchModel(ModelOptions):
             )
             search = None if self.time_limit is None else Search(self.time_limit / 1e3, low, high)
             dtype = str(loaded.dtype).removeprefix("torch.")
-            findings = Findings(self._name(), describe(loaded.device), self._facts(dtype), search)
+            threads = backend.threads()
+            device = describe(loaded.device, threads)
+            findings = Findings(self._name(), device, self._facts(dtype, threads), search)
             try:
                 if search is None:
                     findings.take(bench.grid(plan))
@@ -103,7 +93,7 @@ class BenchModel(ModelOptions):
                     if not findings.complete:
                         log.warning(f"stopped on the way; rows so far: {len(findings.rows)}")
                     numbers = list(findings.records())
-                    self._tell(findings.text(), numbers, findings.csv(), findings.draw)
+                    self.tell(findings.text(), numbers, findings.csv(), findings.draw)
         return 0
 
     def _refuse(self, cases: Sequence[Case]) -> None:
@@ -127,13 +117,7 @@ class BenchModel(ModelOptions):
             raise UserError(
                 f"--cases {self.cases} writes 1 token; --time-limit allows 2 or more; try [[128,32]]"
             )
-        if self.plot is not None:
-            _check_picture(self.plot)
-        paths = [path for path in (self.output, self.csv, self.plot) if path is not None]
-        if len({path.resolve() for path in paths}) < len(paths):
-            raise UserError("--output, --csv and --plot name one file; each its own is allowed; rename one")
-        for path in paths:
-            _check_writable(path)
+        self.check_outputs()
 
     def _check_context(self, cases: Sequence[Case]) -> None:
         """UserError for a case that is longer than the model can be, before its weights are read."""
@@ -165,59 +149,9 @@ class BenchModel(ModelOptions):
     def _name(self) -> str:
         return Path(self.model).expanduser().resolve().name
 
-    def _facts(self, dtype: str) -> dict[str, str | int | float | bool]:
+    def _facts(self, dtype: str, threads: int) -> dict[str, str | int | float | bool]:
         """The options that could change a number, with what `auto` has become."""
-        import torch
-
         named = [field.name for field in fields(ModelOptions) if field.name not in _NO_FACTS]
         found = {name: getattr(self, name) for name in (*named, "rounds", "warmup")}
-        found |= {"dtype": dtype, "threads": torch.get_num_threads()}
+        found |= {"dtype": dtype, "threads": threads}
         return {name: value for name, value in found.items() if value is not None}
-
-    def _tell(self, text: str, records: Sequence[Record], csv: str, draw: Callable[[Path], None]) -> None:
-        """Files first: whoever reads the output may have gone. It is printed also where a file fails."""
-        try:
-            if self.output is not None:
-                append(self.output, records)
-            if self.csv is not None:
-                _write(self.csv, csv)
-            if self.plot is not None:
-                draw(self.plot)
-        finally:
-            print("\n".join(record.line() for record in records) if self.json else text, flush=True)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); a writable file is allowed; try another"
-        ) from None
-
-
-def _check_picture(path: Path) -> None:
-    if path.suffix not in _PICTURES:
-        raise UserError(
-            f"--plot {path} was given; names that end in {', '.join(_PICTURES)} are allowed; "
-            f"try {path.stem}.png"
-        )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "--plot needs matplotlib, which is not installed; 3.9 or newer is allowed; "
-            "try pip install 'oneroof[plot]'"
-        )
-
-
-def _check_writable(path: Path) -> None:
-    """UserError now rather than after an hour."""
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a", encoding="utf-8").close()
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); a writable file is allowed; try another"
-        ) from None

@@ -22,6 +22,7 @@ from oneroof.device import bind_threads, use_threads
 from oneroof.engine.llm import LLM
 from oneroof.errors import UserError
 from oneroof.load import Loaded
+from oneroof.ops.cpu import backend
 
 _SLACK = 16  # tokens that a text may have beyond its bytes, where a tokenizer changes letters
 
@@ -37,6 +38,7 @@ def opened(options: ModelOptions) -> Iterator[LLM]:
         log.to_file(options.log_dir / "rank0.log")
     log.debug(f"oneroof {__version__}: {options}")
     threads = use_threads(options.threads)
+    backend.set_threads(threads)
     if options.bind_cpu:
         log.debug(bind_threads(threads))
     trace = None if options.profile is None else _trace_file(options.profile)

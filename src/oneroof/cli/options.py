@@ -60,11 +60,13 @@ class ModelOptions:
     dp: int = 1
     """Engines side by side; 1 in this version."""
 
-    quantization: Literal["none"] = "none"
-    """Weights made smaller while they are read; none in this version."""
+    quantization: Literal["none", "w8a16", "w8a8-dynamic", "w4a16"] = "none"
+    """Weights made smaller while they are read: w8a16 to int8, w8a8-dynamic to int8 with inputs made int8 as
+    they come, w4a16 to int4 in groups of 128; the output head to int8."""
 
-    kv: Literal["float"] = "float"
-    """How keys and values are kept: float is the model's own number format, the one of this version."""
+    kv: Literal["float", "kv8"] = "float"
+    """How keys and values are kept: float is the model's own number format, kv8 is int8 with a scale for each
+    position and head."""
 
     kv_memory: float | None = None
     """GB (10^9 bytes) for the cache of keys and values; from free memory where not given."""

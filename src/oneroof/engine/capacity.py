@@ -10,7 +10,7 @@ from oneroof.engine.admission import context_of
 from oneroof.engine.options import EngineOptions
 from oneroof.errors import UserError
 from oneroof.load import Loaded
-from oneroof.models.sizes import sizes
+from oneroof.pages import bytes_per_token
 
 _SHARE = {"cpu": 0.5}  # of free memory: a host has other things to do
 _DEVICE_SHARE = 0.9  # the rest is for activations
@@ -28,7 +28,13 @@ def capacity(loaded: Loaded, options: EngineOptions) -> Capacity:
     """Raises UserError where the memory that may be used does not hold what was asked for."""
     config, size = loaded.config, options.page_size
     context = context_of(config, options.max_model_len)
-    each = sizes(config).cache_values * loaded.dtype.itemsize * size  # bytes
+    each = size * bytes_per_token(
+        depth=config.depth,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        dtype=loaded.dtype,
+        kind=options.kv,
+    )
     room, found = _room(loaded, options)
     useful = options.max_batch * -(-context // size)
     pages = min(useful, int(room // each) - 1)

@@ -103,9 +103,10 @@ class Engine:
             head_dim=config.head_dim,
             dtype=loaded.dtype,
             device=loaded.device,
+            kind=options.kv,
         )
         if poison:
-            cache.pool[:, :, 1:] = torch.nan
+            cache.fill(slice(1, None), torch.nan)
         self.runner = Runner(loaded, cache, options.max_batch, ahead=self._depth > 1)
 
     @property
@@ -260,7 +261,8 @@ class Engine:
         """The digests of a new sequence's pages; None where pages are not kept."""
         if not self.options.prefix_cache:
             return None
-        beginning = salt(adapter=adapter, namespace=namespace, kv=str(self.loaded.dtype), alpha=alpha)
+        kv = f"{self.options.kv} of {self.loaded.dtype}"
+        beginning = salt(adapter=adapter, namespace=namespace, kv=kv, alpha=alpha)
         return Chain(beginning, self.options.page_size)
 
     def _next_order(self) -> int:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from oneroof.engine.admission import context_of
 from oneroof.engine.engine import Engine, Event
@@ -44,7 +45,7 @@ class LLM:
         ep: int = 1,
         dp: int = 1,
         quantization: str | None = None,
-        kv: str = "float",
+        kv: Literal["float", "kv8"] = "float",
         kv_memory: float | None = None,
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
@@ -69,7 +70,8 @@ class LLM:
         """
         wanted = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "quantization": quantization, "kv": kv}
         _refuse_unserved({**wanted, "engine": engine, "execution": execution})
-        options = EngineOptions(
+        self.options = EngineOptions(
+            kv=kv,
             kv_memory=kv_memory,
             page_size=page_size,
             max_model_len=max_model_len,
@@ -92,11 +94,12 @@ class LLM:
                 dtype=dtype,
                 random_weights=random_weights,
                 layers=layers,
+                quantization=quantization,
                 seed=seed or 0,
                 progress=progress,
             )
         self._runs: PlainLoop | Engine | None
-        self._runs, context = _runs(loaded, options, engine)
+        self._runs, context = _runs(loaded, self.options, engine)
         self._intake = Intake.of(loaded, context=context, seed=seed)
         self._keys = itertools.count()
         self._boxes: dict[int, deque[tuple[int, Event]]] = {}
@@ -261,6 +264,7 @@ def _runs(loaded: Loaded, options: EngineOptions, engine: str) -> tuple[PlainLoo
         max_batch=options.max_batch,
         max_batch_tokens=options.max_batch_tokens,
         kv_memory=options.kv_memory,
+        kv=options.kv,
     )
     return loop, context_of(loaded.config, options.max_model_len)
 
@@ -275,8 +279,8 @@ _SERVED: dict[str, tuple[object, ...]] = {
     "pp": (1,),
     "ep": (1,),
     "dp": (1,),
-    "quantization": (None, "none"),
-    "kv": ("float",),
+    "quantization": (None, "none", "w8a16", "w8a8-dynamic", "w4a16"),
+    "kv": ("float", "kv8"),
     "engine": ("paged", "plain"),
     "execution": ("eager",),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from oneroof.engine.request import whole
 from oneroof.errors import UserError
@@ -15,6 +16,8 @@ class EngineOptions:
 
     kv_memory: float | None = None
     """GB for the cache of keys and values; None: from free memory, as much as can be of use."""
+    kv: Literal["float", "kv8"] = "float"
+    """How keys and values are kept: in the model's number format, or as int8 with scales."""
     page_size: int = 16
     """Positions in a page: small ones share prefixes finely, large ones make short tables."""
     max_model_len: int | None = None
@@ -36,6 +39,8 @@ class EngineOptions:
         whole("page_size", self.page_size, 1, None, "16, or 128 for long contexts")
         whole("max_batch", self.max_batch, 1, None, "leave it out for the usual number")
         whole("max_batch_tokens", self.max_batch_tokens, 1, None, "leave it out for the usual number")
+        if self.kv not in ("float", "kv8"):
+            raise UserError(f"kv is {self.kv!r}; float and kv8 are allowed; leave it out for the usual")
         if self.max_model_len is not None:
             whole("max_model_len", self.max_model_len, 2, None, "leave it out for all the model can")
         if self.in_flight is not None:

@@ -24,8 +24,7 @@ from oneroof.engine.slots import Slots
 from oneroof.engine.stats import Speed
 from oneroof.errors import UserError
 from oneroof.load import Loaded
-from oneroof.models.sizes import sizes
-from oneroof.pages import allocate
+from oneroof.pages import Kind, allocate, bytes_per_token
 
 
 class PlainLoop:
@@ -38,13 +37,18 @@ class PlainLoop:
         max_batch: int = 8,
         max_batch_tokens: int = 8192,
         kv_memory: float | None = None,
+        kv: Kind = "float",
     ) -> None:
-        """Prompts are read about `max_batch_tokens` a call, at least one; `kv_memory`: GB for the cache."""
+        """Prompts are read about `max_batch_tokens` a call, at least one; `kv_memory`: GB for the cache.
+
+        `kv`: how keys and values are kept.
+        """
         self.loaded = loaded
         self.speed = Speed()
         self._max_batch = max_batch
         self._max_batch_tokens = max_batch_tokens
         self._kv_memory = kv_memory
+        self._kv: Kind = kv
 
     def run(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """What every step adds, as it is made; each request's last piece brings its `Output`.
@@ -67,7 +71,13 @@ class PlainLoop:
         config = self.loaded.config
         # the last token of a text is never read by the model
         longest = max(len(a.request.token_ids) + a.request.limit - 1 for a in answers)
-        each = sizes(config).cache_values * self.loaded.dtype.itemsize * longest  # bytes
+        each = longest * bytes_per_token(
+            depth=config.depth,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=self.loaded.dtype,
+            kind=self._kv,
+        )
         pages = min(self._max_batch, len(answers))
         given = self._kv_memory
         room = memory(self.loaded.device).free if given is None else given * 1e9
@@ -86,6 +96,7 @@ class PlainLoop:
             head_dim=config.head_dim,
             dtype=self.loaded.dtype,
             device=self.loaded.device,
+            kind=self._kv,
         )
         return Slots(cache, self.loaded.device, history=any(a.request.params.penalized for a in answers))
 

@@ -22,7 +22,13 @@ class Slots:
     def __init__(self, cache: KVCache, device: torch.device, *, history: bool) -> None:
         """As many sequences as `cache` has pages; `history` keeps every row's tokens, for penalties."""
         self.cache = cache
-        cache.pool.zero_()  # what is masked must be numbers
+        cache.fill(slice(None), 0.0)  # what is masked must be numbers
+        self._pools = [  # a row of each belongs to a sequence
+            pool
+            for layer in cache.layers
+            for pool in (layer.keys, layer.values, layer.key_scales, layer.value_scales)
+            if pool is not None
+        ]
         self._device = device
         self._pages, self._width = cache.layers[0].keys.shape[:2]
         self._history = (
@@ -95,9 +101,8 @@ class Slots:
                 continue
             assert old >= len(rows)
             used = self._lengths[old]
-            for layer in self.cache.layers:
-                layer.keys[new, :used] = layer.keys[old, :used]
-                layer.values[new, :used] = layer.values[old, :used]
+            for pool in self._pools:
+                pool[new, :used] = pool[old, :used]
             if self._history is not None:
                 self._history[new] = self._history[old]
         chosen = torch.tensor(rows, dtype=torch.int64, device=self._device)
@@ -109,9 +114,8 @@ class Slots:
 
     def clear(self, row: int) -> None:
         """Zero a row's keys and values: what is no number must not outlive its sequence, even masked."""
-        for layer in self.cache.layers:
-            layer.keys[row] = 0
-            layer.values[row] = 0
+        for pool in self._pools:
+            pool[row] = 0
 
     def history(self, first: int, lengths: Sequence[int]) -> Tensor | None:
         """[R, L] the tokens of R rows from `first` on, which have `lengths`; None where not kept."""

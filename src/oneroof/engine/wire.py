@@ -17,7 +17,7 @@ from oneroof.engine.request import Piece, Reading, Request, Vector
 from oneroof.engine.stats import Stats
 
 LIMIT = 2**28  # bytes of one message: log-probabilities of a long prompt are megabytes, never so many
-_MARK = b"1RF1"  # the last byte counts up when messages change
+_MARK = b"1RF2"  # the last byte counts up when messages change
 _HEAD = struct.Struct(">4sI")  # the mark, and the bytes that follow
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     bind_cpu: bool = True
     random_weights: bool = False
     layers: int | None = None
+    quantization: str = "none"
     seed: int = 0
     revision: str = "main"
     hub: str = "huggingface"

@@ -169,8 +169,10 @@ def _load(order: Load, progress: Callable[[int, int], None]) -> tuple[Stepping, 
     from oneroof.engine.engine import Engine
     from oneroof.load import load
     from oneroof.models import read_config
+    from oneroof.ops.cpu import backend
 
     threads = use_threads(order.threads)
+    backend.set_threads(threads)
     if order.bind_cpu:
         log.debug(bind_threads(threads))
     context_of(read_config(folder), order.options.max_model_len)  # refused before the weights are read
@@ -180,13 +182,14 @@ def _load(order: Load, progress: Callable[[int, int], None]) -> tuple[Stepping, 
         dtype=order.dtype,
         random_weights=order.random_weights,
         layers=order.layers,
+        quantization=order.quantization,
         seed=order.seed,
         progress=progress,
     )
     engine = Engine(loaded, order.options)
     ready = Ready(
         folder=str(loaded.folder),
-        device=describe(loaded.device),
+        device=describe(loaded.device, backend.threads()),
         dtype=str(loaded.dtype).removeprefix("torch."),
         context=engine.context,
         writes=loaded.model.head is not None,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from oneroof import ops
 from oneroof.batch import Batch
 from oneroof.config import ModelConfig
+from oneroof.layers.format import Place
 from oneroof.layers.linear import Linear
 from oneroof.layers.norm import RMSNorm
 from oneroof.layers.rope import Angles
@@ -27,7 +28,8 @@ class Attention(nn.Module):
         self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device, fused: bool
     ) -> None:
         super().__init__()
-        self.head_dim, self.window, self.causal = config.head_dim, config.windows[layer], config.causal
+        self.head_dim, self.eps = config.head_dim, config.norm_eps
+        self.window, self.causal = config.windows[layer], config.causal
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         parts = {"q_proj": q, "k_proj": kv, "v_proj": kv}
         self.qkv = Linear(config.dim, parts, bias=config.qkv_bias, dtype=dtype, device=device, fused=fused)
@@ -38,29 +40,24 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: Batch, angles: Angles, cache: LayerCache | None) -> Tensor:
         """[T, D] -> [T, D]; writes this batch's keys and values into `cache` where there is one."""
-        qkv = self.qkv(x_TD)
-        q_rows, k_rows, _ = self.rows
-        if self.q_norm is None or self.k_norm is None:  # one rotation serves queries and keys, side by side
-            qk = ops.rotate(
-                self._heads(qkv[:, : q_rows + k_rows]), angles.cos, angles.sin, angles.interleaved
-            )
-            q, k = qk.split((q_rows // self.head_dim, k_rows // self.head_dim), dim=1)
-        else:
-            q = self.q_norm(self._heads(qkv[:, :q_rows]))
-            k = self.k_norm(self._heads(qkv[:, q_rows : q_rows + k_rows]))
-            q = ops.rotate(q, angles.cos, angles.sin, angles.interleaved)
-            k = ops.rotate(k, angles.cos, angles.sin, angles.interleaved)
-        if angles.query_scale is not None:
-            q = (q * angles.query_scale).to(q.dtype)
-        v = self._heads(qkv[:, q_rows + k_rows :])
+        q_rows, kv_rows, _ = self.rows
+        q, k, v = ops.qk_norm_rope(
+            self.qkv(x_TD),
+            q_rows // self.head_dim,
+            kv_rows // self.head_dim,
+            self.q_norm.weight if self.q_norm is not None else None,
+            self.k_norm.weight if self.k_norm is not None else None,
+            self.eps,
+            angles.cos,
+            angles.sin,
+            angles.interleaved,
+            angles.query_scale,
+        )
         out = ops.attention(q, k, v, batch, cache, self.window, self.causal)
         mixed: Tensor = self.output(out.flatten(1))
         return mixed
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], -1, self.head_dim)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `self_attn`."""
         yield from self.qkv.tensors()
         yield from self.output.tensors()

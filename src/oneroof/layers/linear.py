@@ -1,7 +1,7 @@
 """A projection made of named parts: one fused product, several of the checkpoint's tensors.
 
-Parts that lie side by side share a segment, and a segment is one weight; loader, splitter and exporter see
-only the parts. Letters: T tokens, K inputs, N outputs of all parts.
+Parts that lie side by side share a segment, and a segment is one weight, plain or in a `Format`; loader,
+splitter and exporter see only the parts. Letters: T tokens, K inputs, N outputs of all parts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from oneroof import ops
+from oneroof.layers.format import Format, Place, Rows, emptied
 
 
 class Segment(nn.Module):
@@ -25,16 +26,33 @@ class Segment(nn.Module):
         rows = sum(parts.values())
         self.weight = nn.Parameter(torch.empty(rows, dim, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device=device)) if bias else None
+        self.format: Format | None = None
+
+    def adopt(self, format: Format) -> None:
+        """Be `format` from now on, which is to be filled, instead of the plain weight."""
+        assert (format.rows, format.dim) == tuple(self.weight.shape)
+        self.format, self.weight = format, emptied(self.weight)
 
     def forward(self, x_TK: Tensor) -> Tensor:
         """[T, K] -> [T, N]."""
+        if self.format is not None:
+            return self.format.linear(x_TK, self.bias, x_TK.dtype)
         return ops.linear(x_TK, self.weight, self.bias)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def gated(self, x_TK: Tensor) -> Tensor:
+        """``silu(g) * u`` of the two halves of the product, [T, N / 2]."""
+        if self.format is not None:
+            return self.format.gated(x_TK, self.bias)
+        return ops.swiglu(self(x_TK))
+
+    def tensors(self) -> Iterator[tuple[str, Place]]:
         """Each part's weight and bias: a view, under the part's name."""
         start = 0
         for name, rows in self.parts.items():
-            yield f"{name}.weight", self.weight.narrow(0, start, rows)
+            if self.format is None:
+                yield f"{name}.weight", self.weight.narrow(0, start, rows)
+            else:
+                yield f"{name}.weight", Rows(self.format, 0, start, rows, self.weight.dtype)
             if self.bias is not None:
                 yield f"{name}.bias", self.bias.narrow(0, start, rows)
             start += rows
@@ -68,7 +86,15 @@ class Linear(nn.Module):
             return out
         return torch.cat([segment(x_TK) for segment in self.segments], dim=-1)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def gated(self, x_TK: Tensor) -> Tensor:
+        """``silu(g) * u`` of two parts of equal height, [T, N / 2]."""
+        if len(self.segments) == 1:
+            segment = self.segments[0]
+            assert isinstance(segment, Segment)
+            return segment.gated(x_TK)
+        return ops.swiglu(self(x_TK))
+
+    def tensors(self) -> Iterator[tuple[str, Place]]:
         """Each part's weight and bias: a view, under the part's name."""
         for segment in self.segments:
             assert isinstance(segment, Segment)

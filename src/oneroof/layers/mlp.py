@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from oneroof import ops
+from oneroof.layers.format import Place
 from oneroof.layers.linear import Linear
 
 
@@ -24,10 +24,10 @@ class MLP(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
-        out: Tensor = self.down(ops.swiglu(self.gate_up(x_TD)))
+        out: Tensor = self.down(self.gate_up.gated(x_TD))
         return out
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `mlp`."""
         yield from self.gate_up.tensors()
         yield from self.down.tensors()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from oneroof import ops
 from oneroof.config import Experts
+from oneroof.layers.format import Format, Place, Rows, emptied
 from oneroof.layers.linear import Linear
 from oneroof.layers.mlp import MLP
 
@@ -36,16 +37,31 @@ class Router(nn.Module):
         shape = (1, experts.count)  # as stored
         bias = torch.empty(shape, dtype=torch.float32, device=device) if experts.choice_bias else None
         self.choice_bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
+        self.format: Format | None = None
+
+    def adopt(self, format: Format) -> None:
+        """Be `format` from now on, which is to be filled, instead of the plain weight."""
+        assert (format.rows, format.dim) == tuple(self.weight.shape)
+        self.format, self.weight = format, emptied(self.weight)
 
     def forward(self, x_TD: Tensor) -> Routing:
         """[T, D] -> which experts each token visits, and with what weight."""
         facts = self.experts
-        scores = ops.linear(x_TD.to(self.weight.dtype), self.weight, None)
+        if self.format is not None:
+            scores = self.format.linear(x_TD, None, self.weight.dtype)
+        else:
+            scores = ops.linear(x_TD.to(self.weight.dtype), self.weight, None)
         probabilities = scores.softmax(-1, dtype=torch.float32)
         weights, chosen = ops.route(
             probabilities, self.choice_bias, facts.top_k, facts.normalize, facts.norm_floor
         )
         return Routing(weights, chosen, probabilities)
+
+    def table(self) -> Place:
+        """Where the checkpoint's tensor goes."""
+        if self.format is None:
+            return self.weight
+        return Rows(self.format, 0, 0, self.format.rows, self.weight.dtype)
 
 
 class MoE(nn.Module):
@@ -59,6 +75,8 @@ class MoE(nn.Module):
         count, width = experts.count, experts.width
         self.gate_up = nn.Parameter(torch.empty(count, 2 * width, dim, dtype=dtype, device=device))
         self.down = nn.Parameter(torch.empty(count, dim, width, dtype=dtype, device=device))
+        self.gate_up_format: Format | None = None
+        self.down_format: Format | None = None
         shared, gate = experts.shared_width, experts.shared_gate
         self.shared = MLP(dim, shared, bias=bias, dtype=dtype, device=device, fused=fused) if shared else None
         self.shared_gate = (
@@ -67,10 +85,18 @@ class MoE(nn.Module):
             else None
         )
 
+    def adopt(self, gate_up: Format, down: Format) -> None:
+        """Let these, which are to be filled, stand for the experts' plain weights."""
+        self.gate_up_format, self.gate_up = gate_up, emptied(self.gate_up)
+        self.down_format, self.down = down, emptied(self.down)
+
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
         routing: Routing = self.router(x_TD)
-        out = ops.mixture(x_TD, routing.weights, routing.chosen, self.gate_up, self.down)
+        if self.gate_up_format is not None and self.down_format is not None:
+            out = self.gate_up_format.mix(x_TD, routing.weights, routing.chosen, self.down_format)
+        else:
+            out = ops.mixture(x_TD, routing.weights, routing.chosen, self.gate_up, self.down)
         if self.shared is None:
             return out
         shared: Tensor = self.shared(x_TD)
@@ -78,18 +104,28 @@ class MoE(nn.Module):
             shared = torch.sigmoid(self.shared_gate(x_TD)) * shared
         return out + shared
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `mlp`."""
-        yield "gate.weight", self.router.weight
+        yield "gate.weight", self.router.table()
         if self.router.choice_bias is not None:
             yield "gate.choice_bias", self.router.choice_bias
-        width = self.down.shape[2]
-        for e in range(self.down.shape[0]):
-            yield f"experts.{e}.gate_proj.weight", self.gate_up[e].narrow(0, 0, width)
-            yield f"experts.{e}.up_proj.weight", self.gate_up[e].narrow(0, width, width)
-            yield f"experts.{e}.down_proj.weight", self.down[e]
+        yield from self._experts()
         if self.shared is not None:
             for name, tensor in self.shared.tensors():
                 yield f"shared_expert.{name}", tensor
         if self.shared_gate is not None:
             yield from self.shared_gate.tensors()
+
+    def _experts(self) -> Iterator[tuple[str, Place]]:
+        both, last = self.gate_up_format, self.down_format
+        width = self.down.shape[2] if last is None else last.dim
+        for e in range(self.down.shape[0] if last is None else last.experts):
+            if both is None or last is None:
+                yield f"experts.{e}.gate_proj.weight", self.gate_up[e].narrow(0, 0, width)
+                yield f"experts.{e}.up_proj.weight", self.gate_up[e].narrow(0, width, width)
+                yield f"experts.{e}.down_proj.weight", self.down[e]
+            else:
+                dtype = self.down.dtype
+                yield f"experts.{e}.gate_proj.weight", Rows(both, e, 0, width, dtype)
+                yield f"experts.{e}.up_proj.weight", Rows(both, e, width, width, dtype)
+                yield f"experts.{e}.down_proj.weight", Rows(last, e, 0, last.rows, dtype)

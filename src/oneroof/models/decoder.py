@@ -15,6 +15,7 @@ from oneroof.config import ModelConfig
 from oneroof.errors import UserError
 from oneroof.layers.attention import Attention
 from oneroof.layers.embedding import Embedding
+from oneroof.layers.format import Place
 from oneroof.layers.mlp import MLP
 from oneroof.layers.moe import MoE
 from oneroof.layers.norm import RMSNorm
@@ -56,7 +57,7 @@ class Block(nn.Module):
         normed, residual = self.post_norm.add(self.attention(normed, batch, angles, cache), residual)
         return self.mlp(normed), residual
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer."""
         yield "input_layernorm.weight", self.input_norm.weight
         yield from ((f"self_attn.{name}", tensor) for name, tensor in self.attention.tensors())
@@ -117,13 +118,17 @@ class Decoder(nn.Module):
         """The NTK stretch of a sequence admitted with a prompt of `length` tokens; 1.0 for most models."""
         return self.rotary.alpha(length)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Our checkpoint name -> a view of its storage, in the checkpoint's shape; without a tied head."""
-        found = {"model.embed_tokens.weight": self.embedding.weight.data}
+    def tensors(self) -> dict[str, Place]:
+        """Our checkpoint name -> a view of its storage, in the checkpoint's shape; without a tied head.
+
+        Of a weight in a `Format` it is `Rows`, which can be filled and told as numbers, but is no tensor.
+        """
+        found: dict[str, Place] = {"model.embed_tokens.weight": self.embedding.table()}
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            found |= {f"model.layers.{i}.{name}": tensor.data for name, tensor in block.tensors()}
+            for name, place in block.tensors():
+                found[f"model.layers.{i}.{name}"] = place.data if isinstance(place, Tensor) else place
         found["model.norm.weight"] = self.norm.weight.data
         if self.head is not None and self.head is not self.embedding:
-            found["lm_head.weight"] = self.head.weight.data
+            found["lm_head.weight"] = self.head.table()
         return found

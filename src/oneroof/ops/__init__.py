@@ -5,16 +5,22 @@ backends.
 from oneroof.ops.attention import attention
 from oneroof.ops.dispatch import served, use
 from oneroof.ops.linear import linear
+from oneroof.ops.matmul import gated_matmul, lookup, matmul, mix
 from oneroof.ops.mixture import mixture, route
 from oneroof.ops.norm import add_rms_norm, rms_norm
 from oneroof.ops.pointwise import swiglu
-from oneroof.ops.rotary import rotate
+from oneroof.ops.rotary import qk_norm_rope, rotate
 
 __all__ = [
     "add_rms_norm",
     "attention",
+    "gated_matmul",
     "linear",
+    "lookup",
+    "matmul",
+    "mix",
     "mixture",
+    "qk_norm_rope",
     "rms_norm",
     "rotate",
     "route",

@@ -1,6 +1,7 @@
 """Scaled dot-product attention over a packed batch, with or without a cache of pages.
 
 The body is the specification; it reaches torch's fused kernels wherever a call can be one dense problem.
+What an int8 cache holds is what is attended to, also by the prompt that wrote it: cutting it changes nothing.
 Letters: T tokens, S sequences, Q most new tokens of a sequence, L most keys of a sequence, H heads, K kv
 heads, G = H / K, d head dim.
 """
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from oneroof.batch import Batch, Group
 from oneroof.ops.dispatch import op
-from oneroof.pages import LayerCache
+from oneroof.pages import LayerCache, pack, unpack
 
 _GATHERED = 1 << 24  # bytes of keys: larger copies leave the processor's caches, and are made one by one
 
@@ -34,7 +35,7 @@ def attention(
     ``max(0, p - window + 1) .. p`` (`window` 0: from the first; not `causal`: all of its sequence's).
     """
     if cache is not None and batch.paging is not None:
-        _store(k_TKd, v_TKd, cache, batch.paging.slots)
+        k_TKd, v_TKd = _stored(k_TKd, v_TKd, cache, batch.paging.slots)
     window = window if window < batch.longest else 0
     if batch.fresh or cache is None:
         if not window and (causal or min(batch.counts) == batch.longest):
@@ -42,7 +43,7 @@ def attention(
         return _masked(q_THd, _padded(k_TKd, batch), _padded(v_TKd, batch), batch, window, causal)
     assert batch.paging is not None
     if batch.paging.first_page >= 0:
-        keys, values = _view(cache.keys, batch), _view(cache.values, batch)
+        keys, values = _view(cache, batch, q_THd.dtype)
         if max(batch.counts) == 1:
             return _decode(q_THd, keys, values, batch.lengths, window, even=False)
         return _masked(q_THd, keys, values, batch, window, causal)
@@ -50,22 +51,48 @@ def attention(
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _store(k_TKd: Tensor, v_TKd: Tensor, cache: LayerCache, slots: Tensor) -> None:
-    cache.keys.flatten(0, 1).index_copy_(0, slots, k_TKd)
-    cache.values.flatten(0, 1).index_copy_(0, slots, v_TKd)
+def _stored(k_TKd: Tensor, v_TKd: Tensor, cache: LayerCache, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts keys and values into their slots; gives them as they are read from there."""
+    return (
+        _written(k_TKd, cache.keys, cache.key_scales, slots),
+        _written(v_TKd, cache.values, cache.value_scales, slots),
+    )
 
 
-def _view(pool_NPKd: Tensor, batch: Batch) -> Tensor:
-    """[S, L, K, d] of a contiguous cache, whose neighbouring pages are one sequence each."""
+def _written(x_TKd: Tensor, pool_NPKd: Tensor, scales_NPK: Tensor | None, slots: Tensor) -> Tensor:
+    if scales_NPK is None:
+        pool_NPKd.flatten(0, 1).index_copy_(0, slots, x_TKd)
+        return x_TKd
+    stored, scales = pack(x_TKd)
+    pool_NPKd.flatten(0, 1).index_copy_(0, slots, stored)
+    scales_NPK.flatten(0, 1).index_copy_(0, slots, scales)
+    return unpack(stored, scales, x_TKd.dtype)
+
+
+def _view(cache: LayerCache, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values [S, L, K, d] of a contiguous cache, whose neighbouring pages are one sequence each."""
     assert batch.paging is not None
-    pages = pool_NPKd.narrow(0, batch.paging.first_page, batch.paging.table.shape[0])
-    return pages.narrow(1, 0, batch.longest)
+    first, count = batch.paging.first_page, batch.paging.table.shape[0]
+
+    def read(pool: Tensor, scales: Tensor | None) -> Tensor:
+        rows = pool.narrow(0, first, count).narrow(1, 0, batch.longest)
+        if scales is None:
+            return rows
+        return unpack(rows, scales.narrow(0, first, count).narrow(1, 0, batch.longest), dtype)
+
+    return read(cache.keys, cache.key_scales), read(cache.values, cache.value_scales)
 
 
-def _gathered(pool_NPKd: Tensor, slots_GL: Tensor) -> Tensor:
-    """[G, L, K, d]: a copy of exactly the slots that may be read."""
-    found = pool_NPKd.flatten(0, 1).index_select(0, slots_GL.flatten())
-    return found.view(*slots_GL.shape, *pool_NPKd.shape[2:])
+def _gathered(cache: LayerCache, slots_GL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values [G, L, K, d]: a copy of exactly the slots that may be read."""
+
+    def read(pool: Tensor, scales: Tensor | None) -> Tensor:
+        found = pool.flatten(0, 1).index_select(0, slots_GL.flatten())
+        if scales is not None:
+            found = unpack(found, scales.flatten(0, 1).index_select(0, slots_GL.flatten()), dtype)
+        return found.view(*slots_GL.shape, *pool.shape[2:])
+
+    return read(cache.keys, cache.key_scales), read(cache.values, cache.value_scales)
 
 
 def _paged(
@@ -93,7 +120,7 @@ def _paged(
         ends = [n + 1 for n in batch.starts[group.sequences]]
         each = zip(q.split(1), group.slots, ends, strict=True)
         return torch.cat([_alone(one, cache, slots[:end], window) for one, slots, end in each])
-    keys, values = _gathered(cache.keys, group.slots), _gathered(cache.values, group.slots)
+    keys, values = _gathered(cache, group.slots, q.dtype)
     if single:
         return _decode(q, keys, values, lengths, window, even=group.even)
     return _chunk(q[None], keys, values, batch.positions[group.rows], window)
@@ -102,7 +129,7 @@ def _paged(
 def _alone(q_1Hd: Tensor, cache: LayerCache, slots_L: Tensor, window: int) -> Tensor:
     """One query of one sequence with L keys, [1, H, d]."""
     first = max(0, len(slots_L) - window) if window else 0
-    keys, values = (_gathered(pool, slots_L[None, first:]) for pool in (cache.keys, cache.values))
+    keys, values = _gathered(cache, slots_L[None, first:], q_1Hd.dtype)
     lengths = torch.full((1,), keys.shape[1], device=q_1Hd.device)
     return _decode(q_1Hd, keys, values, lengths, 0, even=True)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oneroof.errors import UserError
+from oneroof.layers.format import Place
 from oneroof.tensorfile import Report, Spec
 from oneroof.weights.names import Names, Part
 from oneroof.weights.stored import StoredWeights
@@ -21,7 +22,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # cast i
 
 
 def fill(
-    targets: Mapping[str, Tensor],
+    targets: Mapping[str, Place],
     stored: StoredWeights,
     names: Names,
     *,
@@ -47,7 +48,7 @@ def fill(
 
 
 def place(
-    specs: Mapping[str, Spec], names: Names, targets: Mapping[str, Tensor], folder: Path, *, tied: bool
+    specs: Mapping[str, Spec], names: Names, targets: Mapping[str, Place], folder: Path, *, tied: bool
 ) -> dict[str, tuple[Part, ...]]:
     """Where each stored tensor goes: stored name -> its parts; what is ignored is not listed.
 
@@ -85,7 +86,7 @@ def reason_left_out(name: str, names: Names, *, tied: bool) -> str | None:
     return names.ignored(name)
 
 
-def _check(spec: Spec, part: Part, target: Tensor, folder: Path) -> None:
+def _check(spec: Spec, part: Part, target: Place, folder: Path) -> None:
     shape = part.shape(spec.shape)
     if shape != tuple(target.shape):
         raise UserError(

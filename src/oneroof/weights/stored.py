@@ -31,6 +31,7 @@ class StoredWeights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         paths, index = _find(folder)
+        self.paths = tuple(paths)
         self._files: dict[str, TensorFile | _Pickled | _Old] = {}
         old = _OldFile()
         self.specs: dict[str, Spec] = {}  # in the order they lie in the files

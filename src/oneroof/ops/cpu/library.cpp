@@ -1,0 +1,98 @@
+// The library's face: plain C functions, each of which calls the chosen variant's kernel.
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "pack.h"
+#include "pool.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace oneroof {
+
+#define X(name)                \
+  namespace name {             \
+  extern const Kernels kernels; \
+  }
+ONEROOF_EACH_VARIANT
+#undef X
+
+namespace {
+
+#define X(name) &name::kernels,
+const Kernels* const all[] = {ONEROOF_EACH_VARIANT};
+#undef X
+
+#define X(name) #name " "
+const char names[] = ONEROOF_EACH_VARIANT;
+#undef X
+
+const Kernels* active = all[0];
+
+bool allow(const char* name) {
+#if defined(ONEROOF_EMULATE_AMX)
+  return name != nullptr;
+#endif
+  if (std::strcmp(name, "amx") != 0) return true;
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;  // arch/x86/include/uapi/asm/prctl.h
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+const Kernels* find(const char* name) {
+  for (const Kernels* kernels : all) {
+    if (std::strcmp(kernels->name, name) == 0) return allow(name) ? kernels : nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+EXPORT const char* oneroof_variants() { return names; }
+
+EXPORT int oneroof_check(const char* variant) {
+  const Kernels* kernels = find(variant);
+  return kernels ? kernels->check() : -1;
+}
+
+EXPORT int oneroof_select(const char* variant) {
+  const Kernels* kernels = find(variant);
+  if (!kernels) return -1;
+  active = kernels;
+  return 0;
+}
+
+EXPORT void oneroof_set_threads(int threads) { set_thread_count(threads); }
+EXPORT int oneroof_threads() { return threads_chosen() ? thread_count() : 0; }  // 0: not chosen yet
+
+EXPORT void oneroof_linear(const Product* p) { active->linear(*p); }
+EXPORT void oneroof_gated(const Product* p) { active->gated(*p); }
+EXPORT void oneroof_mixture(const Mixture* m) { active->mixture(*m); }
+EXPORT void oneroof_attention(const Attention* a) { active->attention(*a); }
+EXPORT void oneroof_rms_norm(const Norm* n) { active->rms_norm(*n); }
+EXPORT void oneroof_heads(const Heads* h) { active->heads(*h); }
+EXPORT void oneroof_swiglu(const void* gate_up, void* y, int64_t tokens, int64_t width, int64_t stride, int32_t type) {
+  active->swiglu(gate_up, y, tokens, width, stride, type);
+}
+EXPORT void oneroof_lookup(const Weight* w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
+  active->lookup(*w, tokens, count, y, y_type);
+}
+EXPORT void oneroof_argmax(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value) {
+  active->argmax(x, rows, width, stride, best, value);
+}
+EXPORT void oneroof_route(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k,
+                          int32_t normalize, float floor, float* weights, int64_t* chosen) {
+  active->route(probabilities, bias, tokens, experts, k, normalize, floor, weights, chosen);
+}
+EXPORT void oneroof_pack(const void* rows, int64_t stride, int64_t first, int64_t count, int64_t dim, int32_t kind,
+                         void* panels) {
+  pack_rows(rows, stride, first, count, dim, kind, panels);
+}
+EXPORT void oneroof_unpack(const void* panels, int64_t first, int64_t count, int64_t dim, int32_t kind, void* rows) {
+  unpack_rows(panels, first, count, dim, kind, rows);
+}
+
+}  // namespace oneroof

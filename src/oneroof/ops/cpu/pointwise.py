@@ -1,0 +1,150 @@
+"""What works on rows by themselves, by the native kernels: norms, the heads' rotation, SwiGLU, the router.
+
+Rows of a 16-bit type are worked on in float32 and rounded once. Letters: T tokens, D width, F width of an
+MLP, H heads, K kv heads, d head dim, E experts, k chosen.
+"""
+
+from __future__ import annotations
+
+from ctypes import addressof
+
+import torch
+from torch import Tensor
+
+from oneroof.ops.cpu.entry import DECLINED, Declined, kernel
+from oneroof.ops.cpu.structures import KINDS, Heads, Norm
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_DIM = 1024  # of a head: MOST_DIM of pointwise.h
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | Declined:
+    """As `ops.rms_norm`."""
+    if not _served(x, weight) or not (rows := _rows(x)):
+        return DECLINED
+    out = torch.empty(x.shape, dtype=x.dtype)
+    norm = Norm(
+        *(x.data_ptr(), 0, weight.data_ptr(), out.data_ptr(), 0),
+        *(rows[0], x.shape[-1], rows[1], 0, KINDS[x.dtype], eps),
+    )
+    kernel("oneroof_rms_norm")(addressof(norm))
+    return out
+
+
+def add_rms_norm(
+    x_TD: Tensor, residual_TD: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor] | Declined:
+    """As `ops.add_rms_norm`."""
+    same = residual_TD.dtype == x_TD.dtype and residual_TD.shape == x_TD.shape
+    if not same or not _served(x_TD, weight):
+        return DECLINED
+    rows, others = _rows(x_TD), _rows(residual_TD)
+    if not rows or not others:
+        return DECLINED
+    out, total = torch.empty(x_TD.shape, dtype=x_TD.dtype), torch.empty(x_TD.shape, dtype=x_TD.dtype)
+    norm = Norm(
+        *(x_TD.data_ptr(), residual_TD.data_ptr(), weight.data_ptr(), out.data_ptr(), total.data_ptr()),
+        *(rows[0], x_TD.shape[-1], rows[1], others[1], KINDS[x_TD.dtype], eps),
+    )
+    kernel("oneroof_rms_norm")(addressof(norm))
+    return out, total
+
+
+def swiglu(gate_up: Tensor) -> Tensor | Declined:
+    """As `ops.swiglu`."""
+    if not gate_up.is_cpu or gate_up.dtype not in _FLOATS or gate_up.shape[-1] % 2:
+        return DECLINED
+    if not (rows := _rows(gate_up)):
+        return DECLINED
+    width = gate_up.shape[-1] // 2
+    out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype)
+    kind = KINDS[gate_up.dtype]
+    kernel("oneroof_swiglu")(gate_up.data_ptr(), out.data_ptr(), rows[0], width, rows[1], kind)
+    return out
+
+
+def qk_norm_rope(
+    qkv_TR: Tensor,
+    heads: int,
+    kv_heads: int,
+    q_norm_d: Tensor | None,
+    k_norm_d: Tensor | None,
+    eps: float,
+    cos_T1d: Tensor,
+    sin_T1d: Tensor,
+    interleaved: bool,
+    query_scale_T11: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | Declined:
+    """As `ops.qk_norm_rope`, in place: what comes back are views of `qkv`."""
+    tokens, width = qkv_TR.shape
+    every = heads + 2 * kv_heads
+    dim = width // every
+    angles = (cos_T1d, sin_T1d) if query_scale_T11 is None else (cos_T1d, sin_T1d, query_scale_T11)
+    if not all(a.dtype == torch.float32 and a.is_contiguous() for a in angles) or cos_T1d.shape[-1] != dim:
+        return DECLINED
+    if (
+        not qkv_TR.is_cpu
+        or qkv_TR.dtype not in _FLOATS
+        or qkv_TR.stride(1) != 1
+        or dim > _MOST_DIM
+        or dim % 2
+    ):
+        return DECLINED
+    weights = [w for w in (q_norm_d, k_norm_d) if w is not None]
+    if len(weights) == 1 or not all(w.dtype == qkv_TR.dtype and w.is_contiguous() for w in weights):
+        return DECLINED
+    rows = Heads(
+        *(qkv_TR.data_ptr(), tokens, qkv_TR.stride(0), heads, kv_heads, dim),
+        *(cos_T1d.data_ptr(), sin_T1d.data_ptr(), *(w.data_ptr() for w in weights or (_NOTHING, _NOTHING))),
+        query_scale_T11.data_ptr() if query_scale_T11 is not None else 0,
+        *(KINDS[qkv_TR.dtype], interleaved, eps),
+    )
+    kernel("oneroof_heads")(addressof(rows))
+    q, k, v = qkv_TR.view(tokens, every, dim).split((heads, kv_heads, kv_heads), 1)
+    return q, k, v
+
+
+_NOTHING = torch.empty(0)  # whose address is 0
+
+
+def route(
+    probabilities_TE: Tensor, bias_E: Tensor | None, top_k: int, normalize: bool, floor: float
+) -> tuple[Tensor, Tensor] | Declined:
+    """As `ops.route`; of equal experts the first is chosen."""
+    p = probabilities_TE
+    if not p.is_cpu or p.dtype != torch.float32 or not p.is_contiguous() or top_k > p.shape[1]:
+        return DECLINED
+    if bias_E is not None and (bias_E.dtype != torch.float32 or not bias_E.is_contiguous()):
+        return DECLINED
+    weights = torch.empty((p.shape[0], top_k))
+    chosen = torch.empty((p.shape[0], top_k), dtype=torch.int64)
+    bias = 0 if bias_E is None else bias_E.data_ptr()
+    kernel("oneroof_route")(
+        *(p.data_ptr(), bias, p.shape[0], p.shape[1], top_k, normalize, floor),
+        *(weights.data_ptr(), chosen.data_ptr()),
+    )
+    return weights, chosen
+
+
+def argmax(x_SV: Tensor) -> tuple[Tensor, Tensor] | Declined:
+    """``x.max(-1)``: values [S] and places [S] int64, of equal ones the first; NaN is larger than all."""
+    if not x_SV.is_cpu or x_SV.dtype != torch.float32 or x_SV.stride(1) != 1 or x_SV.shape[1] == 0:
+        return DECLINED
+    rows, width = x_SV.shape
+    values, places = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+    kernel("oneroof_argmax")(
+        x_SV.data_ptr(), rows, width, x_SV.stride(0), places.data_ptr(), values.data_ptr()
+    )
+    return values, places
+
+
+def _served(x: Tensor, weight: Tensor) -> bool:
+    return x.is_cpu and x.dtype in _FLOATS and weight.dtype == x.dtype and weight.is_contiguous()
+
+
+def _rows(x: Tensor) -> tuple[int, int] | None:
+    """How many rows x has, and how many numbers apart they are; None where they are not evenly apart."""
+    if x.dim() == 2:
+        return (x.shape[0], x.stride(0)) if x.stride(1) == 1 else None
+    width = x.shape[-1]
+    return (x.numel() // width if width else 0, width) if x.is_contiguous() else None

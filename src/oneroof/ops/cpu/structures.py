@@ -1,0 +1,143 @@
+"""The structures of abi.h, field by field: what a call hands to the native kernels.
+
+Addresses are plain integers (0: none), so that filling one in costs no objects. Nothing here keeps a tensor
+alive: who fills a structure does, until the call is over.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+import torch
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # enum Kind of tensors
+INT4 = 4
+
+
+class Weight(Structure):
+    """A weight in panels of 16 outputs."""
+
+    _fields_ = [  # as ctypes wants it
+        ("data", c_void_p),
+        ("scale", c_void_p),
+        ("zero", c_void_p),
+        ("kind", c_int32),
+        ("group", c_int32),
+        ("rows", c_int64),
+        ("dim", c_int64),
+        ("experts", c_int64),
+    ]
+
+
+class Product(Structure):
+    """A product of tokens with a weight."""
+
+    _fields_ = [
+        ("weight", c_void_p),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("bias", c_void_p),
+        ("tokens", c_int64),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        ("x_type", c_int32),
+        ("y_type", c_int32),
+        ("input", c_int32),
+        ("input_scale", c_float),
+    ]
+
+
+class Mixture(Structure):
+    """Tokens, the experts they chose, and their weights."""
+
+    _fields_ = [
+        ("gate_up", c_void_p),
+        ("down", c_void_p),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("weights", c_void_p),
+        ("chosen", c_void_p),
+        ("tokens", c_int64),
+        ("k", c_int64),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        ("x_type", c_int32),
+        ("y_type", c_int32),
+        ("input", c_int32),
+        ("input_scale", c_float),
+        ("hidden_scale", c_float),
+    ]
+
+
+class Attention(Structure):
+    """Queries, new keys and values, and where older ones lie."""
+
+    _fields_ = [
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("out", c_void_p),
+        ("q_stride", c_int64),
+        ("k_stride", c_int64),
+        ("v_stride", c_int64),
+        ("tokens", c_int64),
+        ("sequences", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("bounds", c_void_p),
+        ("lengths", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("table", c_void_p),
+        ("table_width", c_int64),
+        ("page_size", c_int64),
+        ("key_pool", c_void_p),
+        ("value_pool", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+        ("window", c_int64),
+        ("type", c_int32),
+        ("pool_type", c_int32),
+        ("causal", c_int32),
+        ("scale", c_float),
+    ]
+
+
+class Norm(Structure):
+    """Rows to be normed, with or without a residual."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("residual", c_void_p),
+        ("weight", c_void_p),
+        ("y", c_void_p),
+        ("total", c_void_p),
+        ("tokens", c_int64),
+        ("dim", c_int64),
+        ("x_stride", c_int64),
+        ("residual_stride", c_int64),
+        ("type", c_int32),
+        ("eps", c_float),
+    ]
+
+
+class Heads(Structure):
+    """Fused rows of queries, keys and values to be normed and turned in place."""
+
+    _fields_ = [
+        ("qkv", c_void_p),
+        ("tokens", c_int64),
+        ("stride", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("query_scale", c_void_p),
+        ("type", c_int32),
+        ("interleaved", c_int32),
+        ("eps", c_float),
+    ]
