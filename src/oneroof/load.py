@@ -121,10 +121,10 @@ def load(
     """Load `model`: a folder in Hugging Face layout, a hub id, or `demo`.
 
     `random_weights` needs `config.json` alone; `layers` keeps the first so many. `quantization` is a word of
-    `SCHEMES`; weights are rounded while they are read. `plain` keeps every weight a tensor in the checkpoint's
-    order, for whoever reads or trains it: the native CPU kernels want their own; `packed_cache` keeps that beside
-    the checkpoint, and maps it at the next start. `progress(done, all)` is called with bytes while weights are
-    read. Raises UserError for whatever the user can mend.
+    `SCHEMES`; weights are rounded while they are read. `plain` keeps every weight a tensor in the
+    checkpoint's order, for whoever reads or trains it: the native CPU kernels want their own;
+    `packed_cache` keeps that beside the checkpoint, and maps it at the next start. `progress(done, all)` is
+    called with bytes while weights are read. Raises UserError for whatever the user can mend.
     """
     scheme = _scheme(quantization, plain)
     folder = locate(model, revision=revision, hub=hub)
@@ -185,9 +185,13 @@ def _settled(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelC
 def _scheme(quantization: str | None, plain: bool) -> Scheme:
     word = quantization or "none"
     if word not in SCHEMES:
-        raise UserError(f"quantization {word} is unknown; {', '.join(SCHEMES)} are allowed; leave it out for none")
+        raise UserError(
+            f"quantization {word} is unknown; {', '.join(SCHEMES)} are allowed; leave it out for none"
+        )
     if plain and word != "none":
-        raise UserError(f"quantization {word} was asked of plain weights; none is allowed; leave one of them out")
+        raise UserError(
+            f"quantization {word} was asked of plain weights; none is allowed; leave one of them out"
+        )
     return SCHEMES[word]
 
 

@@ -39,6 +39,7 @@ from oneroof.engine.wire import (
     unpack,
 )
 from oneroof.engine.worker import Inbox, _load, run
+from oneroof.ops.cpu import backend
 
 
 class Process:
@@ -173,10 +174,13 @@ def test_it_is_bound_as_the_commands_are(monkeypatch: pytest.MonkeyPatch, bind: 
     bound: list[int] = []
     monkeypatch.setattr(device, "use_threads", lambda threads: 3)
     monkeypatch.setattr(device, "bind_threads", lambda threads: bound.append(threads) or "bound")
+    shared: list[int] = []
+    monkeypatch.setattr(backend, "set_threads", shared.append)
     order = Load(model="demo", device="cpu", bind_cpu=bind, options=EngineOptions(kv_memory=0.002))
     _, ready = _load(order, lambda done, total: None)
     assert ready.writes
     assert bound == ([3] if bind else [])
+    assert shared[0] == 3  # of the native kernels
     assert Load(model="demo").bind_cpu
 
 

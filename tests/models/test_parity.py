@@ -163,7 +163,7 @@ def test_half_precision_is_no_further_from_float32_than_transformers_is(
     checkpoint: Checkpoint, family: str, dtype: str
 ) -> None:
     folder = checkpoint(family, dtype=dtype)
-    sequences = reference.prompts([48, 9])
+    sequences = reference.prompts([48, *[9] * 12])
     loaded = load(folder, device="cpu", dtype=dtype)
     assert loaded.config.dtype == dtype and str(loaded.dtype) == f"torch.{dtype}"
     exact = torch.cat(reference.logits(reference.causal(folder), sequences))
@@ -171,7 +171,8 @@ def test_half_precision_is_no_further_from_float32_than_transformers_is(
     ours = torch.cat(loaded.logits(sequences))
     assert ours.dtype == torch.float32
     error = lambda a: ((a - exact).norm(dim=-1) / exact.norm(dim=-1)).median().item()  # noqa: E731
-    # the median over tokens: where two experts are nearly level, either's rounding may choose the other one
+    # the median over tokens, and several texts: where two experts are nearly level, either's rounding may choose
+    # the other one, which all tokens after that one see
     assert error(ours) <= 1.5 * error(theirs), (error(ours), error(theirs))
 
 

@@ -11,6 +11,7 @@ from oneroof.config import ModelConfig
 from oneroof.device import memory, synchronize
 from oneroof.load import Loaded
 from oneroof.models.sizes import sizes
+from oneroof.ops.cpu.probe import read_rate
 from oneroof.pages import Kind, bytes_per_token
 
 _BLOCK = 1 << 30  # bytes: more than any cache holds
@@ -32,7 +33,8 @@ class Traffic:
 
 
 def traffic(config: ModelConfig, itemsize: int, batch: int, positions: float) -> Traffic:
-    """Of a step that gives each of `batch` texts a token, with `positions` keys behind each; all in one format.
+    """Of a step that gives each of `batch` texts a token, with `positions` keys behind each; all in one
+    format.
 
     Of experts, as many as `batch` tokens visit if every choice is as likely: ``E (1 - (1 - k / E)^batch)``.
     """
@@ -55,7 +57,13 @@ def held_traffic(loaded: Loaded, kv: Kind, batch: int, positions: float) -> Traf
 
 
 def streamed(device: torch.device) -> float:
-    """Bytes a second that `device` reads from its memory: the best of a sum and a matrix-vector product."""
+    """Bytes a second that `device` reads from its memory: the best of some tries.
+
+    On a CPU the native kernels' own reader tells, on their threads; else a sum and a matrix-vector product
+    do.
+    """
+    if device.type == "cpu" and (rate := read_rate()) is not None:
+        return rate
     size = min(_BLOCK, memory(device).free // 4)
     block = torch.ones(max(1, size // 4 // _WIDTH), _WIDTH, device=device)
     vector = torch.ones(_WIDTH, device=device)

@@ -30,6 +30,7 @@ COMMANDS = {
     "embed": "oneroof.cli.embed:Embed",
     "score": "oneroof.cli.score:Score",
     "bench model": "oneroof.cli.bench_model:BenchModel",
+    "bench kernels": "oneroof.cli.bench_kernels:BenchKernels",
     "bench peers": "oneroof.cli.bench_peers:BenchPeers",
     "convert": "oneroof.cli.convert:Convert",
     "doctor": "oneroof.cli.doctor:Doctor",

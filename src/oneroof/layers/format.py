@@ -1,6 +1,7 @@
 """What stands in place of a plain weight: it knows how it is held, filled and multiplied with.
 
-A layer asks a `Format` for its product and never which one it is. Letters: T tokens, K inputs, N outputs, E experts.
+A layer asks a `Format` for its product and never which one it is. Letters: T tokens, K inputs, N outputs, E
+experts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Products with a `Matrix`, whatever its number format. Letters: T tokens, K inputs, N outputs, E experts, k chosen.
+"""Products with a `Matrix`, whatever its number format. Letters: T tokens, K inputs, N outputs, E experts,
+k chosen.
 
-The references widen the weight to the input's dtype row by row as they need it; they are the specification, not a
-way to be quick.
+The references widen the weight to the input's dtype row by row as they need it; they are the specification,
+not a way to be quick.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ DYNAMIC = Input("dynamic")
 def matmul(x_TK: Tensor, weight: Matrix, bias_N: Tensor | None, how: Input, dtype: torch.dtype) -> Tensor:
     """``y = x @ weight^T + bias``, [T, N] in `dtype`.
 
-    With an int8 input and an int8 weight in one group the sums are exact integers; a sum is scaled by the weight's
-    scale, then by the input's.
+    With an int8 input and an int8 weight in one group the sums are exact integers; a sum is scaled by the
+    weight's scale, then by the input's.
     """
     return _product(x_TK, weight, 0, bias_N, how, dtype)
 
@@ -52,7 +53,13 @@ def gated_matmul(x_TK: Tensor, weight: Matrix, bias_N: Tensor | None, how: Input
 
 @op
 def mix(
-    x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up: Matrix, down: Matrix, how: Input, inner: Input
+    x_TD: Tensor,
+    weights_Tk: Tensor,
+    chosen_Tk: Tensor,
+    gate_up: Matrix,
+    down: Matrix,
+    how: Input,
+    inner: Input,
 ) -> Tensor:
     """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D] in x's dtype.
 

@@ -1,7 +1,8 @@
 """A weight in one of the forms that products read: number format, groups with a scale, and layout.
 
-`rows` is the checkpoint's own order and what the references read. `panels` is that of the native CPU kernels: 16
-outputs side by side, as `cpu/abi.h` draws it. Letters: E experts, N outputs, K inputs, G groups of a row, P panels.
+`rows` is the checkpoint's own order and what the references read. `panels` is that of the native CPU
+kernels: 16 outputs side by side, as `cpu/abi.h` draws it. Letters: E experts, N outputs, K inputs, G groups
+of a row, P panels.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _ALIGNED = 64  # bytes
 class Matrix:
     """[E, N, K]; a weight by itself has E = 1.
 
-    In rows `values` is [E, N, K] (of int4 [E, N, ceil(K / 2)] bytes, the first of two in the low half) and `scales`
-    and `zeros` are [E, N, G]. In panels `values` is [E, P, bytes] and the others are [E, P, G, 16].
+    In rows `values` is [E, N, K] (of int4 [E, N, ceil(K / 2)] bytes, the first of two in the low half) and
+    `scales` and `zeros` are [E, N, G]. In panels `values` is [E, P, bytes] and the others are [E, P, G,
+    16].
     """
 
     kind: str
@@ -58,7 +60,12 @@ class Matrix:
         return sum(t.nbytes for t in (self.values, self.scales, self.zeros) if t is not None)
 
     def write(
-        self, expert: int, first: int, values: Tensor, scales: Tensor | None = None, zeros: Tensor | None = None
+        self,
+        expert: int,
+        first: int,
+        values: Tensor,
+        scales: Tensor | None = None,
+        zeros: Tensor | None = None,
     ) -> None:
         """Put rows `first` .. of `expert`: `values` [n, K] (int4: one a byte, 0 to 15), the others [n, G]."""
         count = values.shape[0]
@@ -79,7 +86,9 @@ class Matrix:
         held = self.values[expert, first : first + count]
         return _parted(held, self.dim) if self.kind == "int4" else held
 
-    def dense(self, expert: int, first: int = 0, count: int = -1, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dense(
+        self, expert: int, first: int = 0, count: int = -1, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """[n, K] of the numbers that rows `first` .. of `expert` stand for; -1: to the last."""
         count = self.rows - first if count < 0 else count
         held = self.read(expert, first, count)

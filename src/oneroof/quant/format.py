@@ -1,7 +1,8 @@
-"""The formats that weights are kept in: floats as they are, int8 and int4 with scales, inputs as floats or int8.
+"""The formats that weights are kept in: floats as they are, int8 and int4 with scales, inputs as floats or
+int8.
 
-One class serves them all, since a product is told how to read its weight and its input; what differs is how rows
-are rounded on the way in. Letters as in `layers/format.py`.
+One class serves them all, since a product is told how to read its weight and its input; what differs is how
+rows are rounded on the way in. Letters as in `layers/format.py`.
 """
 
 from __future__ import annotations
@@ -129,7 +130,10 @@ class Kept(Format):
         groups = slice(start // group, -(-(start + length) // group)) if dim == 1 and group else slice(None)
         for e in range(old.experts):
             values = old.read(e, first, rows)[:, columns]
-            held = [None if t is None else old.by_group(t, e)[first : first + rows] for t in (old.scales, old.zeros)]
+            held = [
+                None if t is None else old.by_group(t, e)[first : first + rows]
+                for t in (old.scales, old.zeros)
+            ]
             scales, zeros = (None if t is None else t[:, groups] for t in held)
             new.write(e, 0, values, scales, zeros)
         return Kept(new, self.recipe)

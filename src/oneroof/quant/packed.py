@@ -23,6 +23,7 @@ from oneroof.tensorfile import Report, Spec, TensorFile, write, write_text
 _VERSION = 1  # of the layout in panels; a change of `abi.h` changes it
 _FOLDER = ".oneroof"
 _DIGESTS = "digests.json"
+_FIELDS = ("values", "scales", "zeros")  # tensors of a `Matrix`
 _CHUNK = 1 << 24  # bytes read at once for a digest
 
 
@@ -52,15 +53,12 @@ class PackedFile:
             return False
         with torch.no_grad():
             for name, tensor in _plain(model):
-                tensor.copy_(file.read(name))
+                tensor.copy_(_read(file, name, tensor))
         for name, kept in _formats(model):
-            kept.matrix = replace(
-                kept.matrix,
-                **{
-                    field: file.read(f"{name}.{field}").view(tensor.dtype).view(tensor.shape)
-                    for field, tensor in _parts(kept)
-                },
-            )
+            found = {field: _read(file, f"{name}.{field}", tensor) for field, tensor in _parts(kept)}
+            values, scales, zeros = (found.get(field) for field in _FIELDS)
+            assert values is not None
+            kept.matrix = replace(kept.matrix, values=values, scales=scales, zeros=zeros)
         return True
 
     def save(self, model: nn.Module, report: Report | None = None) -> None:
@@ -75,7 +73,7 @@ class PackedFile:
             self._folder.mkdir(exist_ok=True)
             write(self.path, specs, read, report=report)
         except (OSError, UserError) as error:
-            log.warning(f"the packed weights were not kept: {error}")
+            log.warning(f"{self._folder} keeps no packed weights: {error}")
             return
         for old in self._folder.glob(f"{self._prefix}*.packed"):
             if old != self.path:
@@ -94,7 +92,7 @@ def _plain(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parts(kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    for field in ("values", "scales", "zeros"):
+    for field in _FIELDS:
         tensor = getattr(kept.matrix, field)
         if tensor is not None:
             yield field, tensor
@@ -104,6 +102,10 @@ def _pieces(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from _plain(model)
     for name, kept in _formats(model):
         yield from ((f"{name}.{field}", tensor) for field, tensor in _parts(kept))
+
+
+def _read(file: TensorFile, name: str, like: Tensor) -> Tensor:
+    return file.read(name).view(like.dtype).view(like.shape)
 
 
 def _viewed(tensor: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ INT8, INT4 = 127, 7
 
 
 def to_int8(rows_nK: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """``q = round(w / s)`` with ``s = max |w| / 127`` of each group (0: of the row): int8 [n, K], float32 [n, G]."""
+    """``q = round(w / s)`` with ``s = max |w| / 127`` of each group (0: of the row): int8 [n, K], float32
+    [n, G].
+    """
     return _symmetric(rows_nK, group, INT8)
 
 
 def to_int4(rows_nK: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """The same in -8 .. 7, moved to 0 .. 15 for the zero point 8; s is signed, so that the largest is -8 s."""
+    """The same in -8 .. 7, moved to 0 .. 15 for the zero point 8; s is signed: the largest is -8 s."""
     cut = _cut(rows_nK, group)
     place = cut.abs().argmax(-1, keepdim=True)
     scales = cut.gather(-1, place)[..., 0] / -(INT4 + 1)
@@ -27,7 +29,9 @@ def to_int4(rows_nK: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def to_int4_with_zeros(rows_nK: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``w = s (q - z)`` over each group's own range, which includes 0: q in 0 .. 15, float32 s, z in 0 .. 15."""
+    """``w = s (q - z)`` over each group's own range, which includes 0: q in 0 .. 15, float32 s, z in 0 ..
+    15.
+    """
     cut = _cut(rows_nK, group)
     low, high = cut.amin(-1).clamp(max=0.0), cut.amax(-1).clamp(min=0.0)
     scales = (high - low) / 15

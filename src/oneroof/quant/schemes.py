@@ -1,7 +1,7 @@
 """What `--quantization` means: a recipe for each kind of weight, and the walk that lets a model keep them so.
 
-Norms, biases, routers and single rows stay floats. The output head, and so a table that it is tied to, is int8 with
-float inputs in every scheme: there four bits, or rounded inputs, cost the most.
+Norms, biases, routers and single rows stay floats. The output head, and so a table that it is tied to, is
+int8 with float inputs in every scheme: there four bits, or rounded inputs, cost the most.
 """
 
 from __future__ import annotations
@@ -63,7 +63,12 @@ def apply(model: nn.Module, scheme: Scheme, *, layout: Layout, device: torch.dev
             width = module.down.shape[2]
             fits = layout == "rows" or width % LANES == 0  # what the native kernel takes
             module.adopt(
-                _kept(_fitting(scheme.linear, module.gate_up.shape[2]), module.gate_up, layout if fits else "rows", device),
+                _kept(
+                    _fitting(scheme.linear, module.gate_up.shape[2]),
+                    module.gate_up,
+                    layout if fits else "rows",
+                    device,
+                ),
                 _kept(_fitting(scheme.linear, width), module.down, layout if fits else "rows", device),
             )
 
@@ -76,5 +81,11 @@ def _fitting(recipe: Recipe, dim: int) -> Recipe:
 def _kept(recipe: Recipe, weight: torch.Tensor, layout: Layout, device: torch.device) -> Kept:
     *experts, rows, dim = weight.shape
     return Kept.of(
-        recipe, rows, dim, dtype=weight.dtype, layout=layout, device=device, experts=experts[0] if experts else 1
+        recipe,
+        rows,
+        dim,
+        dtype=weight.dtype,
+        layout=layout,
+        device=device,
+        experts=experts[0] if experts else 1,
     )

@@ -308,3 +308,16 @@ def test_the_library_shows_its_door_only_and_runs_nothing_while_it_is_opened() -
     assert "oneroof_check" in shown
     assert [name for name in shown if not name.startswith("oneroof_")] == []
     assert [name for name in names() if name.startswith("_GLOBAL__sub_I_variant")] == []
+
+
+@with_library
+@pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm to look into the library with")
+def test_of_an_inline_function_the_least_instruction_set_has_its_copy_kept() -> None:
+    """The linker keeps the first: files for every CPU come first, then the sets from the least to the best."""
+    ran = subprocess.run(["nm", "-C", "-n", str(library.library())], capture_output=True, text=True)
+    places = [line.split(maxsplit=2)[2] for line in ran.stdout.splitlines() if len(line.split()) > 2]
+    kernels = [f"oneroof::{name}::attend(oneroof::Attention const&)" for name in library.VARIANTS]
+    wanted = ["oneroof_linear", *(name for name in kernels if name in places)]
+    if len(wanted) == 1:
+        pytest.skip("the library was stripped of its names")
+    assert [name for name in places if name in wanted] == wanted

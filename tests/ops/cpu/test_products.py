@@ -60,7 +60,7 @@ def within(found: Tensor, x: Tensor, weight: Matrix, bias: Tensor | None, slack:
     assert (off <= slack * allowed).all(), float((off / allowed).max())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     kind=kinds,
     count=tokens,
@@ -92,7 +92,7 @@ def test_products(
     within(found, x, weight, bias)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     kind=st.sampled_from(["int8", "int4"]),
     how=st.sampled_from([DYNAMIC, STATIC]),
@@ -134,7 +134,7 @@ def test_the_largest_whole_sums_are_exact() -> None:
         assert (found.double() == float(torch.tensor(127.0 * 127 * 4098 + 127))).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(["int8", "int4"]),
     how=st.sampled_from([DYNAMIC, STATIC]),
@@ -151,7 +151,7 @@ def test_whole_sums_of_groups(kind: str, how: Input, count: int, group: int, dim
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6 * float(size))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     kind=kinds,
     how=st.sampled_from([FLOAT, DYNAMIC]),
@@ -192,7 +192,7 @@ def test_what_is_no_number_stays_in_its_row(kind: str, how: Input, dtype: torch.
     assert torch.equal(found[others], expected[others])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kind=kinds,
     count=st.sampled_from([0, 1, 3, 13, 40]),
@@ -226,7 +226,7 @@ def routing(count: int, experts: int, k: int, lopsided: bool) -> tuple[Tensor, T
     return torch.rand(count, k, generator=generator), liking.topk(k, dim=-1).indices
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kind=kinds,
     how=st.sampled_from([FLOAT, DYNAMIC]),

@@ -46,6 +46,7 @@ class Findings:
                 result.turns.append(turn)
                 log.info(told(turn))
                 report(done, terms.rounds * len(entries))
+            report(1, 1)
         self.complete = True
 
     @property
@@ -59,10 +60,10 @@ class Findings:
         return "\n".join([self.heading(), *(f"\n{section(result)}" for result in self.results), *notes])
 
     def heading(self) -> str:
-        """Where and how."""
+        """Where and how, in two lines."""
         count = self.facts["rounds"]
         rounds = "one round" if count == 1 else f"medians of {count} interleaved rounds"
-        return f"{self.device}; {rounds}, {self.facts['tokens']} tokens written, commit {source()}"
+        return f"{self.device}\n{rounds}, {self.facts['tokens']} tokens written, commit {source()}"
 
     def records(self) -> Iterator[Record]:
         """Every number with what it depends on."""

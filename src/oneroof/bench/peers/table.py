@@ -24,8 +24,8 @@ _HEAD = (
 )
 _FOOT = (("", "peer"), ("", "version"), ("load", "s"), ("peak", "MB"))
 NOTES = (
-    "decode: tokens of all texts, after the first of each. of floor: of the rate at which the weights (int8",
-    "1 byte each, int4 4.5 bits), keys and values (2 bytes; of 32-bit weights 4) of a step can be read.",
+    "decode: tokens of all texts, after the first of each. of floor: of the rate at which the weights",
+    "(int8 1 byte each, int4 4.5 bits), keys and values (2 bytes; of 32-bit weights 4) can be read.",
     "of peak: of the rate that a float32 product reached in this run; the weights' products are counted.",
 )
 CSV_COLUMNS = (

@@ -110,6 +110,8 @@ struct Kernels {
   void (*argmax)(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value);
   void (*route)(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k,
                 int32_t normalize, float floor, float* weights, int64_t* chosen);
+  double (*read_memory)(const void* data, int64_t bytes);
+  double (*multiply_add)(int64_t rounds);
   int (*check)();  // 0: a small run of each kernel gave the right numbers
 };
 

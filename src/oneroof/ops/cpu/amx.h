@@ -164,8 +164,11 @@ inline void tile_rows_of(const Job& job, Tiles& tiles, int first, int64_t rows, 
   for (int64_t m = 0; m < rows; m += most) {
     int64_t some = std::min(most, rows - m), high = std::min(HIGH, some), low = P == 2 ? high : some - high;
     tiles.shape(high, low, span.words);
-    low ? tile_of<Dot, P, N, 2, far>(job, first, m, some, span, panel)
-        : tile_of<Dot, P, N, 1, far>(job, first, m, some, span, panel);
+    if (P == 2 || low) {
+      tile_of<Dot, P, N, 2, far>(job, first, m, some, span, panel);
+    } else if constexpr (P == 1) {
+      tile_of<Dot, P, N, 1, far>(job, first, m, some, span, panel);
+    }
   }
 }
 

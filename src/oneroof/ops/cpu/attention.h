@@ -1,9 +1,9 @@
 // Attention of a packed batch, causal or not, over pages or over the batch itself.
 //
-// Exact: what a row gets depends on its query and on what it sees, not on how it is reached. Positions are cut into
-// chunks of 512 keys, each an online softmax of its own in blocks of 64, whose results are joined in order. A score is
-// one chain over d, a value's sum one chain over keys; a place that a row does not see has no link in either. Tiles,
-// tasks and threads only decide who works out which row and which chunk.
+// Exact: what a row gets depends on its query and on what it sees, not on how it is reached. Positions are
+// cut into chunks of 512 keys, each an online softmax of its own in blocks of 64, whose results are joined in
+// order. A score is one chain over d, a value's sum one chain over keys; a place that a row does not see has
+// no link in either. Tiles, tasks and threads only decide who works out which row and which chunk.
 
 #pragma once
 
@@ -22,7 +22,8 @@ constexpr int64_t CHUNK = 512;     // keys
 constexpr int64_t SHARED = 24;     // rows of a head for which it pays to look at it alone
 constexpr int64_t MOST_ROWS = 96;  // of a head in an item
 
-// Some tokens of one sequence, some of its kv heads with all their queries, and the chunks of keys to be looked at.
+// Some tokens of one sequence, some of its kv heads with all their queries, and the chunks of keys to be
+// looked at.
 struct Item {
   int64_t sequence, head, heads, token, tokens;
   int64_t first_chunk, chunks;  // this piece
@@ -31,24 +32,25 @@ struct Item {
 
 // The state of an item's rows, in a thread's memory. Letters: R rows, w = padded(d).
 struct Rows {
-  float* q;       // [R][d] times scale * log2(e)
-  float* sums;    // [R][w] of this chunk
-  float* total;   // [R][w] of the chunks before
-  float* share;   // [R][LANES] sums of weights of this chunk, lane by lane
-  float* most;    // [R] largest score of this chunk
+  float* q;            // [R][d] times scale * log2(e)
+  float* sums;         // [R][w] of this chunk
+  float* total;        // [R][w] of the chunks before
+  float* share;        // [R][LANES] sums of weights of this chunk, lane by lane
+  float* most;         // [R] largest score of this chunk
   float* total_share;  // [R]
   float* total_most;   // [R]
-  float* keys;    // [d][BLOCK] of one head
-  float* values;  // [BLOCK][w]
+  float* keys;         // [d][BLOCK] of one head
+  float* values;       // [BLOCK][w]
   float* key_scale;    // [BLOCK] of int8
   float* value_scale;
-  int64_t* lo;    // [R] the first key that a row sees
-  int64_t* hi;    // [R] past its last
+  int64_t* lo;  // [R] the first key that a row sees
+  int64_t* hi;  // [R] past its last
   int64_t count;
 
   static size_t size(int64_t rows, int64_t dim) {
     int64_t width = padded(dim);
-    return sizeof(float) * (rows * (dim + 2 * width + LANES + 3 + 4) + BLOCK * (dim + width + 2) + 20 * LANES);
+    return sizeof(float) *
+           (rows * (dim + 2 * width + LANES + 3 + 4) + BLOCK * (dim + width + 2) + 20 * LANES);
   }
   Rows(char* memory, int64_t rows, int64_t dim) : count(rows) {
     int64_t width = padded(dim);
@@ -70,7 +72,9 @@ struct Seen {
   int from, end;
 };
 inline Seen seen(const Rows& rows, int64_t r, int64_t first) {
-  auto inside = [&](int64_t p) { return static_cast<int>(std::min<int64_t>(std::max<int64_t>(p - first, 0), BLOCK)); };
+  auto inside = [&](int64_t p) {
+    return static_cast<int>(std::min<int64_t>(std::max<int64_t>(p - first, 0), BLOCK));
+  };
   int from = inside(rows.lo[r]), end = inside(rows.hi[r]);
   return {from, std::max(from, end)};
 }
@@ -108,7 +112,8 @@ inline float weights_of(float* scores, int groups, Seen s, const Rows& rows, flo
 
 // One tile of rows meets one block.
 template <bool scaled, class Source>
-inline void meet(const Source& source, Rows& rows, int64_t row, int many, int64_t first, int64_t dim, Ahead& ahead) {
+inline void meet(const Source& source, Rows& rows, int64_t row, int many, int64_t first, int64_t dim,
+                 Ahead& ahead) {
   alignas(64) float scores[MOST_TILE * BLOCK], change[LANES] = {}, factor[LANES];
   Seen s[MOST_TILE];
   F added[MOST_TILE];
@@ -154,8 +159,8 @@ inline void meet(const Source& source, Rows& rows, int64_t row, int many, int64_
 
 // A head's rows meet a block, tile by tile, as even as can be.
 template <int type, class Source>
-void meet_tiles(const Source& source, Rows& rows, int64_t from, int64_t many, int tile, int64_t first, int64_t dim,
-                Ahead& ahead) {
+void meet_tiles(const Source& source, Rows& rows, int64_t from, int64_t many, int tile, int64_t first,
+                int64_t dim, Ahead& ahead) {
   int64_t tiles = (many + tile - 1) / tile;
   for (int64_t t = 0; t < tiles; t++) {
     int64_t row = many * t / tiles, end = many * (t + 1) / tiles;
@@ -167,7 +172,8 @@ void meet_tiles(const Source& source, Rows& rows, int64_t from, int64_t many, in
 inline bool straight(const Attention& a, int64_t rows) { return rows <= FEW && a.dim % LANES == 0; }
 
 template <int type>
-void meet_head(const Attention& a, Rows& rows, const Block& block, int64_t head, int64_t each, Seen s, Ahead& ahead) {
+void meet_head(const Attention& a, Rows& rows, const Block& block, int64_t head, int64_t each, Seen s,
+               Ahead& ahead) {
   int64_t shift = head * a.dim * (type == FLOAT32 ? 4 : type == INT8 ? 1 : 2);
   if (type == INT8) {
     for (int i = s.from; i < s.end; i++) {
@@ -192,9 +198,11 @@ struct Span {
 };
 inline Span span_of(const Attention& a, int64_t sequence, int64_t token) {  // the keys that a token sees
   int64_t position = a.positions[token];
-  return {a.window ? std::max<int64_t>(0, position - a.window + 1) : 0, a.causal ? position + 1 : a.lengths[sequence]};
+  return {a.window ? std::max<int64_t>(0, position - a.window + 1) : 0,
+          a.causal ? position + 1 : a.lengths[sequence]};
 }
-inline Span span_of(const Attention& a, int64_t sequence, int64_t token, int64_t tokens) {  // ... or any of several
+// ... or any of several
+inline Span span_of(const Attention& a, int64_t sequence, int64_t token, int64_t tokens) {
   Span all = span_of(a, sequence, token);
   for (int64_t t = token + 1; t < token + tokens; t++) {
     Span one = span_of(a, sequence, t);
@@ -210,7 +218,9 @@ inline Query query_of(const Attention& a, const Item& item, int64_t row) {  // r
   int64_t group = a.heads / a.kv_heads, each = item.tokens * group;
   return {item.token + row % each / group, (item.head + row / each) * group + row % group};
 }
-inline int64_t rows_of(const Attention& a, const Item& item) { return item.heads * item.tokens * a.heads / a.kv_heads; }
+inline int64_t rows_of(const Attention& a, const Item& item) {
+  return item.heads * item.tokens * a.heads / a.kv_heads;
+}
 
 inline void read_queries(const Attention& a, const Item& item, Rows& rows) {
   F scale = set1(a.scale * 1.44269504f);
@@ -252,7 +262,8 @@ inline void write_out(const Attention& a, Query query, const float* total, float
 inline void clear(float* x, int64_t count, float value) { std::fill(x, x + count, value); }
 
 // All rows of the item meet one block, head by head.
-inline void meet_block(const Attention& a, const Item& item, Rows& rows, const Block& block, Seen s, Ahead& ahead) {
+inline void meet_block(const Attention& a, const Item& item, Rows& rows, const Block& block, Seen s,
+                       Ahead& ahead) {
   int64_t each = rows.count / item.heads;
   for (int64_t head = 0; head < item.heads; head++) {
     switch (a.slots ? a.pool_type : a.type) {
@@ -266,7 +277,8 @@ inline void meet_block(const Attention& a, const Item& item, Rows& rows, const B
 
 // Where there are few rows, memory is what they wait for: the next block is fetched while they meet this one.
 inline Ahead fetch_of(const Attention& a, const Item& item, const Rows& rows, const Block& next, int keys) {
-  int64_t each = rows.count / item.heads, tiles = (each + TILE - 1) / TILE, size = bytes_of(a.slots ? a.pool_type : a.type);
+  int64_t each = rows.count / item.heads, tiles = (each + TILE - 1) / TILE;
+  int64_t size = bytes_of(a.slots ? a.pool_type : a.type);
   Ahead ahead;
   if (each > SHARED) return ahead;
   int64_t steps = item.heads * tiles * (a.dim + (a.dim + 63) / 64 * BLOCK);  // at which lines are asked for
@@ -284,7 +296,8 @@ inline Ahead fetch_of(const Attention& a, const Item& item, const Rows& rows, co
 inline void walk(const Attention& a, const Item& item, Span all, int64_t chunk, Rows& rows) {
   Finder finder{a, item.sequence, item.head};
   Block blocks[2];
-  int64_t end = std::min(all.hi, (chunk + 1) * CHUNK), first = std::max(chunk * CHUNK, all.lo / BLOCK * BLOCK);
+  int64_t end = std::min(all.hi, (chunk + 1) * CHUNK),
+          first = std::max(chunk * CHUNK, all.lo / BLOCK * BLOCK);
   clear(rows.sums, rows.count * padded(a.dim), 0.0f);
   clear(rows.share, rows.count * LANES, 0.0f);
   clear(rows.most, rows.count, -INFINITY);
@@ -328,13 +341,15 @@ inline void serve(const Attention& a, const Item& item, float* partials, int thr
       if (item.partial >= 0) {
         keep(rows, r, width, partials + item.partial + (r * item.all + chunk - item.start) * kept(a.dim));
       } else {
-        join(width, rows.sums + r * width, sum(load(rows.share + r * LANES)), rows.most[r], rows.total + r * width,
-             rows.total_share[r], rows.total_most[r]);
+        join(width, rows.sums + r * width, sum(load(rows.share + r * LANES)), rows.most[r],
+             rows.total + r * width, rows.total_share[r], rows.total_most[r]);
       }
     }
   }
   if (item.partial >= 0) return;
-  for (int64_t r = 0; r < count; r++) write_out(a, query_of(a, item, r), rows.total + r * width, rows.total_share[r]);
+  for (int64_t r = 0; r < count; r++) {
+    write_out(a, query_of(a, item, r), rows.total + r * width, rows.total_share[r]);
+  }
 }
 
 // The rows of an item that was cut along its keys.
@@ -354,8 +369,9 @@ inline void finish(const Attention& a, const Item& item, const float* partials, 
   }
 }
 
-// What is to be done, as items of about equal work: several tokens share a block of keys; where they are few, all heads
-// are looked at together, as they lie in memory; a long row is cut along its keys where threads would otherwise wait.
+// What is to be done, as items of about equal work: several tokens share a block of keys; where they are few,
+// all heads are looked at together, as they lie in memory; a long row is cut along its keys where threads
+// would otherwise wait.
 struct Plan {
   std::vector<Item> items, cut;
   int64_t floats = 0;  // of partial results

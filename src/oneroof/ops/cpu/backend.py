@@ -1,4 +1,6 @@
-"""The native CPU kernels under the names of the ops: what `dispatch.use` installs, and the one way to do so."""
+"""The native CPU kernels under the names of the ops: what `dispatch.use` installs, and the one way to do
+so.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def install() -> bool:
 
 
 def threads() -> int:
-    """Threads that kernels are shared out over, that of the caller included; torch's where they do not serve."""
+    """Threads that kernels are shared out over, that of the caller included; torch's where they do not
+    serve.
+    """
     found = native()
     return (found.lib.oneroof_threads() if found is not None else 0) or torch.get_num_threads()
 
@@ -54,7 +58,8 @@ def set_threads(count: int) -> None:
 
 
 def take_threads() -> None:
-    """From now on the native pool has this process's threads, and torch one: both at once only disturb each other.
+    """From now on the native pool has this process's threads, and torch one: both at once only disturb each
+    other.
 
     A worker of torch's that waits for its next task keeps a core busy, which the pool's then lack.
     """

@@ -1,8 +1,10 @@
-// Keys and values of attention: where they lie, how they are stored, and how a block of them is laid for the kernels.
+// Keys and values of attention: where they lie, how they are stored, and how a block of them is laid for the
+// kernels.
 //
-// A block is 64 keys at an absolute position. Its keys become float32 with keys as lanes, [d][64], so that a score is
-// one chain of multiply-adds over d; its values become float32 rows. Where a block has places that nobody sees, the
-// nearest place that somebody sees is read in their stead: what lies past a sequence's end is never touched.
+// A block is 64 keys at an absolute position. Its keys become float32 with keys as lanes, [d][64], so that a
+// score is one chain of multiply-adds over d; its values become float32 rows. Where a block has places that
+// nobody sees, the nearest place that somebody sees is read in their stead: what lies past a sequence's end
+// is never touched.
 
 #pragma once
 
@@ -81,7 +83,8 @@ inline __m512i four_rows(const Place* at, int64_t byte) {  // rows 0, 4, 8, 12: 
   return _mm512_inserti32x4(rows, part(12), 3);
 }
 inline void turn(const Place* at, int64_t byte, I* out) {
-  __m512i a = four_rows(at, byte), b = four_rows(at + 1, byte), c = four_rows(at + 2, byte), d = four_rows(at + 3, byte);
+  __m512i a = four_rows(at, byte), b = four_rows(at + 1, byte), c = four_rows(at + 2, byte),
+          d = four_rows(at + 3, byte);
   __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
   __m512i ab_high = _mm512_unpackhi_epi32(a, b), cd_high = _mm512_unpackhi_epi32(c, d);
   out[0] = {_mm512_unpacklo_epi64(ab, cd)};
@@ -96,7 +99,8 @@ inline __m256i two_rows(const Place* at, int64_t byte) {  // rows 0 and 4
   return _mm256_inserti128_si256(_mm256_castsi128_si256(part(0)), part(4), 1);
 }
 inline void turn8(const Place* at, int64_t byte, __m256i* out) {
-  __m256i a = two_rows(at, byte), b = two_rows(at + 1, byte), c = two_rows(at + 2, byte), d = two_rows(at + 3, byte);
+  __m256i a = two_rows(at, byte), b = two_rows(at + 1, byte), c = two_rows(at + 2, byte),
+          d = two_rows(at + 3, byte);
   __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
   __m256i ab_high = _mm256_unpackhi_epi32(a, b), cd_high = _mm256_unpackhi_epi32(c, d);
   out[0] = _mm256_unpacklo_epi64(ab, cd);
@@ -164,7 +168,8 @@ void lay_keys(const Place* at, int64_t shift, int64_t dim, float* out) {
     copied[i] = {tail[i], nullptr};
   }
   turn(copied, 0, words);
-  for (int w = 0; w < (bytes - whole) / 4; w++) spread_rows<type>(words[w], out + (whole / size + w * (4 / size)) * BLOCK);
+  for (int w = 0; w < (bytes - whole) / 4; w++)
+    spread_rows<type>(words[w], out + (whole / size + w * (4 / size)) * BLOCK);
 }
 
 template <int type>
@@ -191,8 +196,8 @@ void lay_values(const Place* at, int64_t shift, int from, int end, int64_t dim, 
   }
 }
 
-// How a row of a kv head becomes int8: scale = max|x| / 127 in float32, q = x / scale rounded to the nearest even.
-// All zero, or so near that the scale is 0: q = 0. Where a number is not finite: scale NaN, q = 0.
+// How a row of a kv head becomes int8: scale = max|x| / 127 in float32, q = x / scale rounded to the nearest
+// even. All zero, or so near that the scale is 0: q = 0. Where a number is not finite: scale NaN, q = 0.
 inline void quantize(const void* x, int64_t from, int type, int64_t dim, int8_t* out, float* scale) {
   F most = zero(), bad = zero();
   for (int64_t i = 0; i < dim; i += LANES) {
@@ -218,8 +223,10 @@ inline void store_token(const Attention& a, int64_t token) {
   auto key_pool = static_cast<char*>(a.key_pool) + place * a.dim * width;
   auto value_pool = static_cast<char*>(a.value_pool) + place * a.dim * width;
   if (a.pool_type != INT8) {
-    std::memcpy(key_pool, static_cast<const char*>(a.k) + token * a.k_stride * size, a.kv_heads * a.dim * size);
-    std::memcpy(value_pool, static_cast<const char*>(a.v) + token * a.v_stride * size, a.kv_heads * a.dim * size);
+    std::memcpy(key_pool, static_cast<const char*>(a.k) + token * a.k_stride * size,
+                a.kv_heads * a.dim * size);
+    std::memcpy(value_pool, static_cast<const char*>(a.v) + token * a.v_stride * size,
+                a.kv_heads * a.dim * size);
     return;
   }
   for (int64_t h = 0; h < a.kv_heads; h++) {

@@ -87,6 +87,8 @@ EXPORT void oneroof_route(const float* probabilities, const float* bias, int64_t
                           int32_t normalize, float floor, float* weights, int64_t* chosen) {
   active->route(probabilities, bias, tokens, experts, k, normalize, floor, weights, chosen);
 }
+EXPORT double oneroof_read_memory(const void* data, int64_t bytes) { return active->read_memory(data, bytes); }
+EXPORT double oneroof_multiply_add(int64_t rounds) { return active->multiply_add(rounds); }
 EXPORT void oneroof_pack(const void* rows, int64_t stride, int64_t first, int64_t count, int64_t dim, int32_t kind,
                          void* panels) {
   pack_rows(rows, stride, first, count, dim, kind, panels);

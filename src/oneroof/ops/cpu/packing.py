@@ -1,4 +1,6 @@
-"""Rows into panels and back, by the native library: bits move, nothing is computed. The layout is in `abi.h`."""
+"""Rows into panels and back, by the native library: bits move, nothing is computed. The layout is in
+`abi.h`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _HELD = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8) 
 
 
 def pack(panels: Tensor, kind: int, first: int, values: Tensor) -> None:
-    """Write `values` [n, K] as the outputs `first` .. of `panels` [P, bytes]; int4 stands one a byte, 0 to 15."""
+    """Write `values` [n, K] as the outputs `first` .. of `panels` [P, bytes]; int4 stands one a byte, 0 to
+    15.
+    """
     held = values.to(_HELD[kind])
     held = held if held.stride(1) == 1 else held.contiguous()
     count, dim = held.shape

@@ -1,7 +1,8 @@
-// What works on rows by themselves: norms, the heads' norm and rotation, SwiGLU, the largest of a row, the router.
+// What works on rows by themselves: norms, the heads' norm and rotation, SwiGLU, the largest of a row, the
+// router.
 //
-// Sums run in one order for each row, whatever stands beside it; 16-bit types are read once, worked on in float32 and
-// rounded once at the end (a residual's sum is rounded before its norm, as it is kept).
+// Sums run in one order for each row, whatever stands beside it; 16-bit types are read once, worked on in
+// float32 and rounded once at the end (a residual's sum is rounded before its norm, as it is kept).
 
 #pragma once
 
@@ -151,7 +152,8 @@ void heads(const Heads& h) {
 template <int type>
 void swiglu_row(const void* gate_up, void* y, int64_t from, int64_t to, int64_t width) {
   for (int64_t i = 0; i < width; i += LANES) {
-    F gate = part_of<type>(gate_up, from + i, width - i), up = part_of<type>(gate_up, from + width + i, width - i);
+    F gate = part_of<type>(gate_up, from + i, width - i),
+      up = part_of<type>(gate_up, from + width + i, width - i);
     put_part<type>(y, to + i, width - i, mul(silu(gate), up));
   }
 }
@@ -215,20 +217,23 @@ void argmax(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t
   }
 }
 
-// The k largest of p + bias, the largest first, of equal ones the first; NaN counts as the largest, as torch has it.
-inline void choose(const float* p, const float* bias, int64_t experts, int64_t k, float* scores, int64_t* chosen) {
+// The k largest of p + bias, the largest first, of equal ones the first; NaN counts as the largest, as torch
+// has it.
+inline void choose(const float* p, const float* bias, int64_t experts, int64_t k, float* scores,
+                   int64_t* chosen) {
   int64_t have = 0;
   for (int64_t e = 0; e < experts; e++) {
     float score = bias ? p[e] + bias[e] : p[e];
     if (have == k && !larger(score, scores[k - 1])) continue;
     int64_t at = have < k ? have++ : k - 1;
-    for (; at > 0 && larger(score, scores[at - 1]); at--) scores[at] = scores[at - 1], chosen[at] = chosen[at - 1];
+    for (; at > 0 && larger(score, scores[at - 1]); at--)
+      scores[at] = scores[at - 1], chosen[at] = chosen[at - 1];
     scores[at] = score, chosen[at] = e;
   }
 }
 
-void route(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k, int32_t normalize,
-           float floor, float* weights, int64_t* chosen) {
+void route(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k,
+           int32_t normalize, float floor, float* weights, int64_t* chosen) {
   Call call;
   over_rows(tokens, 4 * experts, [&](int64_t first, int64_t end) {
     for (int64_t row = first; row < end; row++) {

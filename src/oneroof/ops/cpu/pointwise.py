@@ -22,7 +22,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | Declined:
     """As `ops.rms_norm`."""
     if not _served(x, weight) or not (rows := _rows(x)):
         return DECLINED
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty_like(x)
     norm = Norm(
         *(x.data_ptr(), 0, weight.data_ptr(), out.data_ptr(), 0),
         *(rows[0], x.shape[-1], rows[1], 0, KINDS[x.dtype], eps),
@@ -41,7 +41,7 @@ def add_rms_norm(
     rows, others = _rows(x_TD), _rows(residual_TD)
     if not rows or not others:
         return DECLINED
-    out, total = torch.empty(x_TD.shape, dtype=x_TD.dtype), torch.empty(x_TD.shape, dtype=x_TD.dtype)
+    out, total = torch.empty_like(x_TD), torch.empty_like(x_TD)
     norm = Norm(
         *(x_TD.data_ptr(), residual_TD.data_ptr(), weight.data_ptr(), out.data_ptr(), total.data_ptr()),
         *(rows[0], x_TD.shape[-1], rows[1], others[1], KINDS[x_TD.dtype], eps),
@@ -100,7 +100,7 @@ def qk_norm_rope(
         *(KINDS[qkv_TR.dtype], interleaved, eps),
     )
     kernel("oneroof_heads")(addressof(rows))
-    q, k, v = qkv_TR.view(tokens, every, dim).split((heads, kv_heads, kv_heads), 1)
+    q, k, v = qkv_TR.view(tokens, every, dim).split_with_sizes((heads, kv_heads, kv_heads), 1)
     return q, k, v
 
 

@@ -40,11 +40,22 @@ def gated_matmul(x_TK: Tensor, weight: Matrix, bias_N: Tensor | None, how: Input
 
 
 def mix(
-    x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up: Matrix, down: Matrix, how: Input, inner: Input
+    x_TD: Tensor,
+    weights_Tk: Tensor,
+    chosen_Tk: Tensor,
+    gate_up: Matrix,
+    down: Matrix,
+    how: Input,
+    inner: Input,
 ) -> Tensor | Declined:
     """As `ops.mix`."""
     panels = gate_up.layout == down.layout == "panels" and down.dim % LANES == 0
-    if not panels or not _served(x_TD, gate_up, how) or not _served(x_TD, down, inner) or how.kind != inner.kind:
+    if (
+        not panels
+        or not _served(x_TD, gate_up, how)
+        or not _served(x_TD, down, inner)
+        or how.kind != inner.kind
+    ):
         return DECLINED
     tokens, k = chosen_Tk.shape
     out = torch.empty(tokens, down.rows, dtype=x_TD.dtype)
@@ -105,7 +116,9 @@ def _weight(matrix: Matrix) -> int:
     """The address of its structure, which is made once."""
     found = matrix.notes.get("native")
     if not isinstance(found, Weight):
-        pointers = [t.data_ptr() if t is not None else 0 for t in (matrix.values, matrix.scales, matrix.zeros)]
+        pointers = [
+            t.data_ptr() if t is not None else 0 for t in (matrix.values, matrix.scales, matrix.zeros)
+        ]
         kind = HELD.index(matrix.kind)
         found = Weight(*pointers, kind, matrix.group, matrix.rows, matrix.dim, matrix.experts)
         matrix.notes["native"] = found

@@ -1,6 +1,7 @@
 // The inner loops of attention: scores of rows with keys, weights from scores, sums of values by weights.
 //
-// A row's scores are chains over d, its sums chains over keys, whatever the tile; so every form gives the same bits.
+// A row's scores are chains over d, its sums chains over keys, whatever the tile; so every form gives the
+// same bits.
 
 #pragma once
 
@@ -15,8 +16,8 @@ namespace oneroof {
 namespace ONEROOF_VARIANT {
 namespace {
 
-constexpr int TILE = 6;             // rows whose sums stay in registers beside a laid block
-constexpr int FEW = WIDE ? 8 : 2;   // ... and beside a block that is read straight from memory
+constexpr int TILE = 6;            // rows whose sums stay in registers beside a laid block
+constexpr int FEW = WIDE ? 8 : 2;  // ... and beside a block that is read straight from memory
 constexpr int MOST_TILE = 8;
 
 // Registers of columns beside `rows` rows: as many sums as there is room for, where rows are few.
@@ -108,7 +109,8 @@ inline void score_laid(const float* q, int64_t dim, const float* keys, float* ou
 
 // The same from the places of the keys, which are turned on the way
 template <int type, int rows, int groups>
-inline void score_straight(const float* q, int64_t dim, const Place* at, int64_t shift, float* out, Ahead& next) {
+inline void score_straight(const float* q, int64_t dim, const Place* at, int64_t shift, float* out,
+                           Ahead& next) {
   constexpr int size = type == FLOAT32 ? 4 : type == INT8 ? 1 : 2, parts = 4 / size;
   Ahead ahead = next;
   F sums[rows][groups];
@@ -148,8 +150,8 @@ inline void score_straight(const float* q, int64_t dim, const Place* at, int64_t
 
 // sums[r] = sums[r] * factor[r] + the weights of keys from .. end - 1 times their values, one after the other
 template <int rows, int columns, class Values>
-inline void weigh_rows(const float* weights, Values values, int64_t width, int from, int end, const float* factor,
-                       float* sums, Ahead& next) {
+inline void weigh_rows(const float* weights, Values values, int64_t width, int from, int end,
+                       const float* factor, float* sums, Ahead& next) {
   Ahead ahead = next;
   F s[rows][columns];
 #pragma GCC unroll 8
@@ -203,10 +205,13 @@ struct Laid {
     });
   }
 
-  void weigh(int rows, const float* weights, int from, int end, const float* factor, float* sums, Ahead& ahead) const {
+  void weigh(int rows, const float* weights, int from, int end, const float* factor, float* sums,
+             Ahead& ahead) const {
     with_rows<TILE>(rows, [&](auto n) {
       constexpr int r = decltype(n)::value, wide = width_of(r), half = (wide + 1) / 2;
-      auto part = [&](int64_t c) { return [this, c](int j, int i) { return load(values + j * width + c + i * LANES); }; };
+      auto part = [&](int64_t c) {
+        return [this, c](int j, int i) { return load(values + j * width + c + i * LANES); };
+      };
       int64_t c = 0;
       for (; c + wide * LANES <= width; c += wide * LANES) {
         weigh_rows<r, wide>(weights, part(c), width, from, end, factor, sums + c, ahead);
@@ -214,7 +219,8 @@ struct Laid {
       for (; c + half * LANES <= width; c += half * LANES) {
         weigh_rows<r, half>(weights, part(c), width, from, end, factor, sums + c, ahead);
       }
-      for (; c < width; c += LANES) weigh_rows<r, 1>(weights, part(c), width, from, end, factor, sums + c, ahead);
+      for (; c < width; c += LANES)
+        weigh_rows<r, 1>(weights, part(c), width, from, end, factor, sums + c, ahead);
     });
   }
 };
@@ -232,11 +238,13 @@ struct Straight {
       for (; g + wide <= groups; g += wide) {
         score_straight<type, r, wide>(q, dim, at + g * LANES, shift, out + g * LANES, ahead);
       }
-      for (; g < groups; g++) score_straight<type, r, 1>(q, dim, at + g * LANES, shift, out + g * LANES, ahead);
+      for (; g < groups; g++)
+        score_straight<type, r, 1>(q, dim, at + g * LANES, shift, out + g * LANES, ahead);
     });
   }
 
-  void weigh(int rows, const float* weights, int from, int end, const float* factor, float* sums, Ahead& ahead) const {
+  void weigh(int rows, const float* weights, int from, int end, const float* factor, float* sums,
+             Ahead& ahead) const {
     with_rows<FEW>(rows, [&](auto n) {
       constexpr int r = decltype(n)::value, wide = !WIDE ? 1 : r <= 4 ? 4 : 2;
       auto part = [&](int64_t c) {

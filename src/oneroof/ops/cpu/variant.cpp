@@ -10,6 +10,7 @@
 #include "lookup.h"
 #include "pointwise.h"
 #include "check.h"
+#include "probe.h"
 
 #define ONEROOF_TEXT(x) #x
 #define ONEROOF_NAME(x) ONEROOF_TEXT(x)
@@ -22,7 +23,7 @@ void attend(const Attention&);  // variant_attention.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     ONEROOF_NAME(ONEROOF_VARIANT), linear, gated,  mixture, attend, rms_norm, heads,
-    swiglu,                        lookup, argmax, route,   check,
+    swiglu,                        lookup, argmax, route,   read_memory, multiply_add, check,
 };
 
 }  // namespace ONEROOF_VARIANT

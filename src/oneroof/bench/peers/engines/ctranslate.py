@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,7 @@ class Writer:
         self._generator = library.Generator(
             str(folder), device="cpu", compute_type=precision, inter_threads=1, intra_threads=threads
         )
-        vocabulary = importlib.import_module("json").loads((folder / "vocabulary.json").read_text("utf-8"))
-        self._words: list[str] = vocabulary
+        self._words: list[str] = json.loads((folder / "vocabulary.json").read_text("utf-8"))
 
     def write(self, prompts: list[list[int]], tokens: int) -> tuple[float, float]:
         """Seconds of the prefill, and of a later token."""

@@ -1,8 +1,12 @@
-"""transformers: its own modules, one call a step, with a cache and experts as grouped products."""
+"""transformers: its own modules, one call a step, with a cache and experts as grouped products.
+
+It is a peer here, in a process of its own; what judges the families is in the tests.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -43,5 +47,4 @@ class Writer:
 
 
 def _kind(folder: Path) -> str:
-    json = importlib.import_module("json")
     return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
