@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,13 +31,23 @@ from oneroof.weights.save import save
 Rates = tuple[float, float]  # tokens/s of decode, and from end to end
 
 
+@dataclass(frozen=True)
+class Peer:
+    """transformers' model, and how it runs."""
+
+    model: torch.nn.Module
+    cache: str
+    threads: int  # of torch, which has one while our native kernels serve
+
+
 def main() -> None:
     """Print one line a round, then medians and ranges of the ratios."""
     options = _options()
     torch.set_num_threads(options.threads)
     folder = locate(options.folder)
-    loaded = load(folder, device="cpu", dtype=options.dtype, random_weights=True, layers=options.layers)
-    peer = _peer(loaded, folder)
+    drawn = {"device": "cpu", "dtype": options.dtype, "random_weights": True, "layers": options.layers}
+    peer = Peer(_peer(load(folder, plain=True, **drawn), folder), options.cache, options.threads)
+    loaded = load(folder, **drawn)
     case = Case(options.prompt, options.tokens)
     generator = torch.Generator().manual_seed(0)
     print(
@@ -50,16 +61,16 @@ def main() -> None:
     sized = {"max_batch": options.batch, "max_model_len": case.positions, "engine": options.engine}
     with LLM(loaded, **sized) as llm:
         texts = prompts(case, options.batch, loaded.config.vocabulary, generator)
-        _agreement(llm, peer, texts, min(8, case.tokens), options.cache)
+        _agreement(llm, peer, texts, min(8, case.tokens))
         for number in range(options.rounds):
             floor = options.batch * streamed(loaded.device) / read
             texts = prompts(case, options.batch, loaded.config.vocabulary, generator)  # no prefix is known
             if number % 2:  # each goes first in turn
-                theirs = _theirs(peer, texts, case.tokens, options.cache)
+                theirs = _theirs(peer, texts, case.tokens)
                 ours = _ours(llm, texts, case.tokens)
             else:
                 ours = _ours(llm, texts, case.tokens)
-                theirs = _theirs(peer, texts, case.tokens, options.cache)
+                theirs = _theirs(peer, texts, case.tokens)
             ratios.append((ours[0] / theirs[0], ours[1] / theirs[1]))
             shares.append(ours[0] / floor)
             print(
@@ -113,40 +124,41 @@ def _ours(llm: LLM, texts: Sequence[Sequence[int]], tokens: int) -> Rates:
     return len(texts) / made.step, len(texts) * tokens / made.total
 
 
-def _theirs(peer: torch.nn.Module, texts: Sequence[Sequence[int]], tokens: int, cache: str) -> Rates:
-    _, first, total = _loop(peer, texts, tokens, cache)
+def _theirs(peer: Peer, texts: Sequence[Sequence[int]], tokens: int) -> Rates:
+    _, first, total = _loop(peer, texts, tokens)
     return len(texts) * (tokens - 1) / (total - first), len(texts) * tokens / total
 
 
 @torch.inference_mode()
-def _loop(
-    peer: torch.nn.Module, texts: Sequence[Sequence[int]], tokens: int, cache: str
-) -> tuple[list[list[int]], float, float]:
+def _loop(peer: Peer, texts: Sequence[Sequence[int]], tokens: int) -> tuple[list[list[int]], float, float]:
     """The bare loop of forward and argmax, without `generate`'s own work around it.
 
     The tokens, step by step, the seconds until the first are there, and the seconds in all.
     """
+    ours = torch.get_num_threads()
+    torch.set_num_threads(peer.threads)
     began = time.perf_counter()
-    past = StaticCache(peer.config, max_cache_len=len(texts[0]) + tokens) if cache == "static" else None
+    length = len(texts[0]) + tokens
+    past = StaticCache(peer.model.config, max_cache_len=length) if peer.cache == "static" else None
     read = torch.tensor(texts)
     made: list[list[int]] = []
     first = 0.0
     for step in range(tokens):
-        out = peer(read, past_key_values=past, use_cache=True, logits_to_keep=1)
+        out = peer.model(read, past_key_values=past, use_cache=True, logits_to_keep=1)
         past, read = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
         made.append(read[:, 0].tolist())
         if step == 0:
             first = time.perf_counter() - began
-    return made, first, time.perf_counter() - began
+    total = time.perf_counter() - began
+    torch.set_num_threads(ours)
+    return made, first, total
 
 
-def _agreement(
-    llm: LLM, peer: torch.nn.Module, texts: Sequence[Sequence[int]], tokens: int, cache: str
-) -> None:
+def _agreement(llm: LLM, peer: Peer, texts: Sequence[Sequence[int]], tokens: int) -> None:
     """Warm both up, and show that they are the same model: in float32 all tokens agree."""
     params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     ours = [list(output.token_ids) for output in llm.generate(texts, params)]
-    steps, _, _ = _loop(peer, texts, tokens, cache)
+    steps, _, _ = _loop(peer, texts, tokens)
     theirs = [list(one) for one in zip(*steps, strict=True)]
     same = sum(a == b for i in range(len(ours)) for a, b in zip(ours[i], theirs[i], strict=True))
     print(f"the first {tokens} tokens of {len(texts)} texts: {same} of {tokens * len(texts)} are the same")

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oneroof import LLM, SamplingParams
@@ -35,12 +36,13 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
 
     loaded = load(options.folder, device="cpu", dtype=options.dtype, random_weights=True)
+    mine = torch.get_num_threads()  # 1 where the native kernels serve, which have threads of their own
     peer = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(options.folder), attn_implementation="sdpa", dtype=dtype
     ).eval()
     ours, theirs = loaded.model.tensors(), peer.state_dict()
-    for name, tensor in ours.items():
-        theirs[name].copy_(tensor)
+    for name, place in ours.items():
+        theirs[name].copy_(place if isinstance(place, Tensor) else place.dense())
     prompt = torch.randint(
         0, loaded.config.vocabulary, (1, options.prompt), generator=torch.Generator().manual_seed(0)
     )
@@ -51,8 +53,10 @@ def main() -> None:
     )
     ratios: list[float] = []
     for number in range(options.rounds):
-        floor = _streamed() / used
-        a, b = _ours(loaded, prompt, options.tokens), _theirs(peer, prompt, options.tokens)
+        torch.set_num_threads(options.threads)
+        floor, b = _streamed() / used, _theirs(peer, prompt, options.tokens)
+        torch.set_num_threads(mine)
+        a = _ours(loaded, prompt, options.tokens)
         ratios.append(a / b)
         print(
             f"round {number}: oneroof {a:.2f} tokens/s, transformers {b:.2f}, ratio {a / b:.2f}; "

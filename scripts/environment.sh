@@ -93,7 +93,7 @@ install_plain_torch() {
 install_oneroof() {
     say "installing oneroof ($want)"
     if [ "$want" = core ]; then set -- .; else set -- ".[$want]"; fi
-    fresh_if_unbuilt
+    keep_objects
     pip install --editable "$1" || { errors .venv/pip.log; fail "oneroof could not be installed: $(reason)"; }
     tell_if_unbuilt
 }
@@ -110,18 +110,27 @@ is_done() { [ -f ".venv/oneroof-$1" ] && [ "$(cat ".venv/oneroof-$1")" = "$key" 
 # The native kernels were made of the sources as they are now.
 is_built() { [ -z "$force" ] && [ -f .venv/oneroof-native ] && [ "$(cat .venv/oneroof-native)" = "$native_key" ]; }
 is_unbuilt() { grep -q '^not built' "$room/native.txt" 2>/dev/null; }
-fresh_if_unbuilt() { if is_unbuilt; then rm -rf "$build"; fi; }  # a compiler may have come since
 tell_if_unbuilt() { if is_unbuilt; then say "the native CPU kernels are $(cat "$room/native.txt"); make native tries again"; fi; }
 
 # A word of CMake's cache: what the last build was made with.
-cached() { sed -n "s/^$1:[A-Z]*=//p" "$build/CMakeCache.txt"; }
+cached() { sed -n "s/^$1:[A-Z]*=//p" "$build/CMakeCache.txt" 2>/dev/null; }
+
+# What was compiled is kept, though the build tool, which lies in another folder of pip's each time, takes that for a
+# reason to begin anew. Nothing is kept of another folder, or of a time without a compiler: one may have come since.
+keep_objects() {
+    if ! is_unbuilt && [ "$(cached CMAKE_HOME_DIRECTORY)" = "$here" ]; then
+        rm -f "$build/.skbuild-info.json"
+    else
+        rm -rf "$build"
+    fi
+}
 is_configured() {
     [ -f "$build/CMakeCache.txt" ] && [ "$(cached CMAKE_HOME_DIRECTORY)" = "$here" ] &&
         [ -x "$(cached CMAKE_COMMAND)" ] && [ -x "$(cached CMAKE_MAKE_PROGRAM)" ]  # pip's own are gone with its folder
 }
 
 build_native() {
-    fresh_if_unbuilt
+    keep_objects
     say "compiling the native CPU kernels"
     if is_configured; then
         "$(cached CMAKE_COMMAND)" --build "$build" --parallel 2 >.venv/native.log 2>&1 || {

@@ -32,8 +32,8 @@ for library in libasan.so libubsan.so libstdc++.so; do  # the last because torch
     preload="$preload $found"
 done
 say "compiling"
-nice cmake --build "$build" --parallel 2 >"$build.log" 2>&1 || { cat "$build.log" >&2; exit 2; }
+cmake --build "$build" --parallel 2 >"$build.log" 2>&1 || { cat "$build.log" >&2; exit 2; }
 
 export LD_PRELOAD="$preload" ONEROOF_CPU_LIBRARY="$(pwd)/$build/liboneroof_cpu.so"
-export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1  # Python frees little at its end
+export ASAN_OPTIONS=detect_leaks=0:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1  # Python frees little at its end
 exec "$python" -m pytest -q -m "not slow" tests/ops/cpu "$@"

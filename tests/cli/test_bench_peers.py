@@ -13,7 +13,6 @@ from peer_results import READING, standin
 
 from oneroof.bench.peers import findings as room
 from oneroof.bench.peers.contest import Contest
-from oneroof.bench.peers.roster import PEERS
 from oneroof.cli.main import main
 from oneroof.report import read
 
@@ -36,10 +35,8 @@ def standins(monkeypatch: pytest.MonkeyPatch) -> None:
         "openvino": standin("openvino", int8=("30", "raise")),
         "ctranslate2": standin("ctranslate2", int8=("refuse",)),
     }
-    for name in [*PEERS]:
-        monkeypatch.delitem(PEERS, name)
-    for name, peer in there.items():
-        monkeypatch.setitem(PEERS, name, peer)
+    for place in ("oneroof.bench.peers.roster.PEERS", "oneroof.cli.bench_peers.PEERS"):
+        monkeypatch.setattr(place, there)
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ def test_what_this_version_does_not_serve_is_one_line(capsys: pytest.CaptureFixt
     for words, said in (
         (["--tp", "2"], "tp is 2; 1 is served in this version"),
         (["--dp", "2"], "dp is 2"),
-        (["--quantization", "w8a16"], "--quantization is given 'w8a16'; this version serves none alone"),
-        (["--kv", "kv8"], "this version serves float alone"),
+        (["--quantization", "w3a3"], "none or w8a16 or w8a8-dynamic or w4a16 is allowed"),
+        (["--kv", "fa8"], "float or kv8 is allowed"),
         (["--execution", "graph"], "this version serves eager alone"),
         (["--adapter", "poet=here"], "--adapter poet=here was given; this version serves no adapters"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from oneroof.batch import pack
 from oneroof.engine.admission import admit
+from oneroof.engine.engine import Engine
+from oneroof.engine.options import EngineOptions
 from oneroof.engine.plain import PlainLoop
 from oneroof.engine.request import Output, Piece, Request, SamplingParams
 from oneroof.errors import UserError
@@ -186,3 +189,24 @@ def test_nothing_asked_nothing_given_and_speed_is_counted(model: Callable[..., L
     assert loop.speed.prompt_tokens == sum(map(len, PROMPTS))
     assert loop.speed.tokens == len(PROMPTS) * 8
     assert min(loop.speed.seconds, loop.speed.prompt_seconds) > 0
+
+
+def test_an_8_bit_cache_gives_what_it_gives_in_pages(model: Callable[..., Loaded]) -> None:
+    """Rows that move into the places of others take their scales along."""
+    loaded = model("qwen3")
+    each = [replace(DRAWN, max_tokens=3 + 2 * i) for i in range(len(PROMPTS))]
+    wanted = requests(loaded, each)
+    found = outputs(PlainLoop(loaded, max_batch=4, kv="kv8").run(wanted))
+    engine = Engine(loaded, EngineOptions(kv="kv8", page_size=4, max_batch_tokens=16), poison=True)
+    for request in wanted:
+        engine.add(request.index, request)
+    paged: dict[int, Output] = {}
+    while engine.busy:
+        paged |= outputs(event for _, event in engine.step() if isinstance(event, Piece))
+    texts = {i: output.token_ids for i, output in found.items()}
+    assert texts == {i: output.token_ids for i, output in paged.items()}
+    plain = outputs(PlainLoop(loaded).run(requests(loaded, replace(DRAWN, logprobs=0, max_tokens=1))))
+    small = outputs(
+        PlainLoop(loaded, kv="kv8").run(requests(loaded, replace(DRAWN, logprobs=0, max_tokens=1)))
+    )
+    assert [o.logprobs for o in plain.values()] != [o.logprobs for o in small.values()]  # it is another cache

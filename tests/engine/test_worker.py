@@ -17,6 +17,7 @@ import standin
 from standin import Standin, ask
 
 from oneroof import device
+from oneroof.engine.engine import Engine
 from oneroof.engine.options import EngineOptions
 from oneroof.engine.outbox import Outbox
 from oneroof.engine.request import Reading, Request, SamplingParams, Vector
@@ -34,12 +35,15 @@ from oneroof.engine.wire import (
     Said,
     Told,
     Write,
+    orders,
     pack,
     replies,
     unpack,
 )
 from oneroof.engine.worker import Inbox, _load, run
+from oneroof.layers.format import Rows
 from oneroof.ops.cpu import backend
+from oneroof.quant.format import Kept
 
 
 class Process:
@@ -182,6 +186,18 @@ def test_it_is_bound_as_the_commands_are(monkeypatch: pytest.MonkeyPatch, bind: 
     assert bound == ([3] if bind else [])
     assert shared[0] == 3  # of the native kernels
     assert Load(model="demo").bind_cpu
+
+
+def test_the_form_of_weights_and_cache_goes_through() -> None:
+    options = EngineOptions(kv_memory=0.002, kv="kv8")
+    order = unpack(pack(Load(model="demo", device="cpu", quantization="w4a16", options=options))[8:], orders)
+    assert isinstance(order, Load) and order.options.kv == "kv8"
+    engine, _ = _load(order, lambda done, total: None)
+    assert isinstance(engine, Engine)
+    assert engine.runner.cache.scales is not None
+    rows = engine.loaded.model.tensors()["model.layers.0.self_attn.q_proj.weight"]
+    assert isinstance(rows, Rows) and isinstance(rows.format, Kept)
+    assert rows.format.matrix.kind == "int4"
 
 
 def test_ctrl_c_is_the_clients(ready: Process) -> None:

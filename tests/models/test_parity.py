@@ -171,8 +171,8 @@ def test_half_precision_is_no_further_from_float32_than_transformers_is(
     ours = torch.cat(loaded.logits(sequences))
     assert ours.dtype == torch.float32
     error = lambda a: ((a - exact).norm(dim=-1) / exact.norm(dim=-1)).median().item()  # noqa: E731
-    # the median over tokens, and several texts: where two experts are nearly level, either's rounding may choose
-    # the other one, which all tokens after that one see
+    # the median over tokens, and several texts: where two experts are nearly level, either's rounding may
+    # choose the other one, which all tokens after that one see
     assert error(ours) <= 1.5 * error(theirs), (error(ours), error(theirs))
 
 

@@ -27,7 +27,9 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=kinds, rows=heights, dim=widths, group=groups, experts=st.sampled_from([1, 3]), zeros=st.booleans())
+@given(
+    kind=kinds, rows=heights, dim=widths, group=groups, experts=st.sampled_from([1, 3]), zeros=st.booleans()
+)
 @pytest.mark.parametrize("place", ["rows", "panels"])
 def test_what_is_written_is_read(
     place: Layout, kind: str, rows: int, dim: int, group: int, experts: int, zeros: bool
@@ -43,7 +45,9 @@ def test_what_is_written_is_read(
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=kinds, rows=heights, dim=widths, group=groups, experts=st.sampled_from([1, 3]), zeros=st.booleans())
+@given(
+    kind=kinds, rows=heights, dim=widths, group=groups, experts=st.sampled_from([1, 3]), zeros=st.booleans()
+)
 def test_both_layouts_mean_the_same_numbers_to_the_bit(
     kind: str, rows: int, dim: int, group: int, experts: int, zeros: bool
 ) -> None:

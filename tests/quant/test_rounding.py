@@ -49,7 +49,9 @@ def test_int4_is_within_a_step(shape: tuple[int, int], group: int, size: float, 
 
 
 @settings(max_examples=120, deadline=None)
-@given(shape=shapes, group=groups, size=sizes, seed=st.integers(0, 9), shift=st.sampled_from([0.0, 3.0, -3.0]))
+@given(
+    shape=shapes, group=groups, size=sizes, seed=st.integers(0, 9), shift=st.sampled_from([0.0, 3.0, -3.0])
+)
 def test_int4_with_zero_points_covers_each_range(
     shape: tuple[int, int], group: int, size: float, seed: int, shift: float
 ) -> None:
@@ -78,7 +80,9 @@ def test_a_group_that_is_not_finite_says_so_and_others_are_not_touched(wrong: fl
     rows[1, 20] = wrong
     whole, scales = to_int8(rows, 16)
     assert not scales[1, 1].isfinite()
-    assert torch.equal(scales[[0, 0, 1, 2, 2], [0, 1, 0, 0, 1]], expected[1][[0, 0, 1, 2, 2], [0, 1, 0, 0, 1]])
+    assert torch.equal(
+        scales[[0, 0, 1, 2, 2], [0, 1, 0, 0, 1]], expected[1][[0, 0, 1, 2, 2], [0, 1, 0, 0, 1]]
+    )
     assert torch.equal(whole[[0, 2]], expected[0][[0, 2]]) and torch.equal(whole[1, :16], expected[0][1, :16])
     assert not (whole[1, 16:] * scales[1, 1]).isfinite().any()
 

@@ -66,10 +66,13 @@ class BenchKernels(OutputOptions):
         threads = use_threads(self.threads)
         backend.set_threads(threads)
         backend.install()
-        facts: dict[str, str | int] = {"model": self.model, "threads": threads, "keys": self.keys, "rounds":
-        self.rounds} device = f"cpu: {cpu_name()}, {threads} threads, {served()['matmul']} kernels" heading
-        = f"{self.model}; {device}; medians of {self.rounds} rounds" torch.manual_seed(0) timings:
-        list[Timing] = [] try:
+        facts: dict[str, str | int] = {"model": self.model, "threads": threads}
+        facts |= {"keys": self.keys, "rounds": self.rounds}
+        device = f"cpu: {cpu_name()}, {threads} threads, {served()['matmul']} kernels"
+        heading = f"{self.model}; {device}; medians of {self.rounds} rounds"
+        torch.manual_seed(0)
+        timings: list[Timing] = []
+        try:
             with torch.inference_mode():
                 for timing in measure(cases(config, forms, counts, self.keys), self.rounds):
                     timings.append(timing)

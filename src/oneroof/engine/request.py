@@ -37,7 +37,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit once for each time it occurs in the output."""
     seed: int | None = None
-    """The same seed gives the same tokens in any batch, up to rounding; None: always another."""
+    """The same seed gives the same tokens in any batch, up to rounding where the native CPU kernels do not
+    serve; None: always another."""
     stop: str | Sequence[str] = ()
     """Strings that end the text; they are not part of it."""
     stop_token_ids: Sequence[int] = ()

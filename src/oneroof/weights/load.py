@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from oneroof.errors import UserError
 from oneroof.layers.format import Place

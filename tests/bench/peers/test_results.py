@@ -100,7 +100,7 @@ def test_the_section_is_aligned_and_tells_who_is_missing_and_why() -> None:
         "stopped: transformers float32: was ended by SIGKILL",
     ]
     assert "qwen2.5-0.5b: 494M parameters, 494M for a token" in lines[0]
-    assert "read 20.0-20.0 GB/s, float32 products 300-300 GFLOP/s" in lines[1]
+    assert "read 20.0-20.0 GB/s, multiply-add 300-300 GFLOP/s" in lines[1]
 
 
 def test_a_model_that_nobody_ran_is_told_too() -> None:

@@ -37,8 +37,7 @@ void unlock_call() {}
 
 namespace emulated {
 
-// y = x @ w^T of expert 0 in float32, y in panels: [T][ceil(N / 16) * 16]. False, with y as it was, where tiles do not
-// serve; `slow` panels are multiplied at once.
+// y = x @ w^T in float32, [T][ceil(N / 16) * 16], `at_once` panels in a task. False where tiles do not serve.
 bool multiply(const Product& p, int at_once) {
   const Weight& w = *p.weight;
   Layout layout(w);
@@ -47,7 +46,9 @@ bool multiply(const Product& p, int at_once) {
   bool served = true;
   for (int64_t panel = 0; panel < layout.panels && served; panel += at_once) {
     Job job{&w, &layout, &x, 0, {}, 0, out};
-    while (job.count < at_once && panel + job.count < layout.panels) job.panel[job.count] = panel + job.count, job.count++;
+    for (; job.count < at_once && panel + job.count < layout.panels; job.count++) {
+      job.panel[job.count] = panel + job.count;
+    }
     served = tiled(job, p.tokens);
     if (served) tiles(job, p.tokens, 0);
     for (int64_t m = 0; m < p.tokens && served; m++) {
@@ -63,6 +64,8 @@ bool multiply(const Product& p, int at_once) {
 }  // namespace emulated
 }  // namespace oneroof
 
-extern "C" __attribute__((visibility("default"))) int emulated_multiply(const oneroof::Product* p, int at_once) {
-  return oneroof::emulated::multiply(*p, at_once);
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int emulated_multiply(const oneroof::Product* p, int panels) {
+  return oneroof::emulated::multiply(*p, panels);
 }

@@ -1,4 +1,4 @@
-"""The tile kernels of amx.h, over instructions emulated in C++: few machines have them, every machine can run this."""
+"""The tile kernels of amx.h, over instructions that are emulated in C++: few machines have them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ from oneroof.ops.matrix import LANES, Matrix
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / "src" / "oneroof" / "ops" / "cpu"
 COMPILER = shutil.which("g++")
-WORDS = (
-    *("-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-pthread"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mavx512vnni", "-mavx512bf16"),
+FLAGS = (
+    "-std=c++17 -shared -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread"
+    " -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mavx512vnni -mavx512bf16"
 )
-LACKING = device.lacking(library.VARIANTS["avx512bf16"])
+LACKING = " ".join(device.lacking(library.VARIANTS["avx512bf16"]))
 STATIC = Input("static", 0.02)
 HOW = {"float": 0, "dynamic": 1, "static": 2}
 
 pytestmark = [
     with_kernels,
     pytest.mark.skipif(COMPILER is None, reason="there is no g++ to compile the tiles with"),
-    pytest.mark.skipif(bool(LACKING), reason=f"this CPU has no {' '.join(LACKING)}, which the rest is compiled for"),
+    pytest.mark.skipif(bool(LACKING), reason=f"this CPU has no {LACKING}, which the rest is compiled for"),
 ]
 
 
 def compiled(made: Path, *words: str) -> Path:
     """A library of these sources, beside those that every one has."""
-    ran = subprocess.run(
-        [str(COMPILER), *WORDS, f"-I{SOURCES}", "-o", str(made), *words], capture_output=True, text=True
-    )
+    call = [str(COMPILER), *FLAGS.split(), f"-I{SOURCES}", "-o", str(made), *words]
+    ran = subprocess.run(call, capture_output=True, text=True)
     if "unrecognized" in ran.stderr:
         pytest.skip(f"the compiler is too old: {ran.stderr.splitlines()[0]}")
     assert ran.returncode == 0, ran.stderr
@@ -85,14 +84,21 @@ def weight_of(kind: str, rows: int, dim: int, group: int = 0, zeros: bool = Fals
 
 def multiply(tiles: ctypes.CDLL, x_TK: Tensor, weight: Matrix, how: Input, at_once: int = 2) -> Tensor | None:
     """[T, N] in float32 by tiles, `at_once` panels in a task; None where tiles decline."""
-    columns = -(-weight.rows // LANES) * LANES
-    out = torch.full((x_TK.shape[0], columns), torch.nan)
+    tokens, columns = x_TK.shape[0], -(-weight.rows // LANES) * LANES
+    out = torch.full((tokens, columns), torch.nan)
     product = Product(
-        *(products._weight(weight), x_TK.data_ptr(), out.data_ptr(), 0, x_TK.shape[0], x_TK.stride(0), columns),
+        *(products._weight(weight), x_TK.data_ptr(), out.data_ptr(), 0, tokens, x_TK.stride(0), columns),
         *(KINDS[x_TK.dtype], 0, HOW[how.kind], how.scale),
     )
     served = tiles.emulated_multiply(ctypes.c_void_p(addressof(product)), ctypes.c_int(at_once))
     return out[:, : weight.rows] if served else None
+
+
+def by_loops(x_TK: Tensor, weight: Matrix, how: Input) -> Tensor:
+    """The same by the package, with the fixture `loops`."""
+    found = products.matmul(x_TK, weight, None, how, torch.float32)
+    assert isinstance(found, Tensor)
+    return found
 
 
 SHAPES = [  # inputs, group
@@ -120,9 +126,7 @@ def test_whole_numbers_have_the_bits_of_the_other_loops(
     for tokens, at_once, dtype in ((5, 6, torch.float32), (16, 2, torch.bfloat16), (33, 1, torch.float32)):
         x = torch.randn(tokens, dim + 3).to(dtype)[:, :dim]
         found = multiply(tiles, x, weight, how, at_once)
-        expected = products.matmul(x, weight, None, how, torch.float32)
-        assert found is not None and isinstance(expected, Tensor)
-        assert torch.equal(found, expected)
+        assert found is not None and torch.equal(found, by_loops(x, weight, how))
 
 
 @pytest.mark.usefixtures("loops")
@@ -132,9 +136,8 @@ def test_every_number_of_rows(tiles: ctypes.CDLL, tokens: int) -> None:
     x = torch.randn(tokens, 320)
     x[3, 5], x[7, 300], x[11] = torch.nan, torch.inf, 0
     for how in (FLOAT, DYNAMIC):
-        found, expected = multiply(tiles, x, weight, how), products.matmul(x, weight, None, how, torch.float32)
-        assert found is not None and isinstance(expected, Tensor)
-        assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+        found, expected = multiply(tiles, x, weight, how), by_loops(x, weight, how)
+        assert found is not None and torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
         assert torch.equal(found.isnan(), expected.isnan())
 
 
@@ -144,9 +147,8 @@ def test_the_largest_sums(tiles: ctypes.CDLL) -> None:
     weight = weight_of("int8", 16, 8192)
     weight.write(0, 0, torch.full((16, 8192), -128), torch.ones(16, 1))
     x = torch.ones(6, 8192)
-    found, expected = multiply(tiles, x, weight, FLOAT), products.matmul(x, weight, None, FLOAT, torch.float32)
-    assert found is not None and isinstance(expected, Tensor)
-    assert torch.equal(found, expected)
+    found = multiply(tiles, x, weight, FLOAT)
+    assert found is not None and torch.equal(found, by_loops(x, weight, FLOAT))
     torch.testing.assert_close(found, torch.full((6, 16), -128.0 * 8192))
 
 
@@ -177,8 +179,10 @@ def test_a_weight_without_a_length_of_blocks_is_left_to_the_other_loops(tiles: c
 
 
 def test_the_rounding_of_bfloat16_is_the_manuals(tiles: ctypes.CDLL) -> None:
-    """Even and odd inputs of a block have sums of their own, which meet before they are added to the chain; denormal
-    numbers are 0."""
+    """Even and odd inputs of a block have sums of their own, which meet before they are added to the chain.
+
+    Denormal numbers are 0.
+    """
     weight = weight_of("bfloat16", 16, 64)
     weight.write(0, 0, torch.ones(16, 64).bfloat16())
     x = torch.zeros(3, 64).bfloat16()
@@ -192,7 +196,7 @@ def test_the_rounding_of_bfloat16_is_the_manuals(tiles: ctypes.CDLL) -> None:
 
 @pytest.mark.slow
 def test_the_whole_variant(tmp_path: Path) -> None:
-    """The library with this one instruction set, emulated, passes what the others do: two minutes of compiling."""
+    """The library with this one instruction set, emulated, passes what the others do; a minute to compile."""
     define = ("-DONEROOF_EMULATE_AMX", "-DONEROOF_VARIANT=amx", "-DONEROOF_EACH_VARIANT=X(amx)")
     made = compiled(tmp_path / "liboneroof_cpu.so", "-O1", *define, *map(str, sorted(SOURCES.glob("*.cpp"))))
     asked = {"ONEROOF_CPU_LIBRARY": str(made), "ONEROOF_CPU": "amx", "XDG_CACHE_HOME": str(tmp_path)}

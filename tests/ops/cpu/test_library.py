@@ -313,7 +313,7 @@ def test_the_library_shows_its_door_only_and_runs_nothing_while_it_is_opened() -
 @with_library
 @pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm to look into the library with")
 def test_of_an_inline_function_the_least_instruction_set_has_its_copy_kept() -> None:
-    """The linker keeps the first: files for every CPU come first, then the sets from the least to the best."""
+    """The linker keeps the first: files for every CPU come first, then the sets, the best last."""
     ran = subprocess.run(["nm", "-C", "-n", str(library.library())], capture_output=True, text=True)
     places = [line.split(maxsplit=2)[2] for line in ran.stdout.splitlines() if len(line.split()) > 2]
     kernels = [f"oneroof::{name}::attend(oneroof::Attention const&)" for name in library.VARIANTS]

@@ -201,9 +201,7 @@ def test_what_is_no_number_stays_in_its_row(kind: str, how: Input, dtype: torch.
     dtype=floats,
     biased=st.booleans(),
 )
-def test_gated_products(
-    kind: str, count: int, half: int, dim: int, dtype: torch.dtype, biased: bool
-) -> None:
+def test_gated_products(kind: str, count: int, half: int, dim: int, dtype: torch.dtype, biased: bool) -> None:
     weight = filled(kind, (1, 2 * half, dim), "panels")
     x = inputs(count, dim, dtype) / dim**0.5
     bias = inputs(1, 2 * half, dtype)[0].contiguous() if biased else None
@@ -258,7 +256,9 @@ def test_mixtures(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", [FLOAT, DYNAMIC], ids=["float", "dynamic"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_token_gets_the_same_from_a_mixture_in_any_company(kind: str, how: Input, dtype: torch.dtype) -> None:
+def test_a_token_gets_the_same_from_a_mixture_in_any_company(
+    kind: str, how: Input, dtype: torch.dtype
+) -> None:
     if how is not FLOAT and not kind.startswith("int"):
         pytest.skip("floats are not multiplied with bytes")
     gate_up, down = (filled(kind, (6, *shape), "panels") for shape in ((64, 40), (40, 32)))

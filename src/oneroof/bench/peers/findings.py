@@ -44,7 +44,8 @@ class Findings:
             report = log.progress(f"measuring {model}")
             for done, turn in enumerate(contest.turns(entries, result.config.vocabulary), 1):
                 result.turns.append(turn)
-                log.info(told(turn))
+                if turn.timings:
+                    log.info(told(turn))
                 report(done, terms.rounds * len(entries))
             report(1, 1)
         self.complete = True
@@ -75,7 +76,10 @@ class Findings:
         return csv_text(self.results)
 
     def draw(self, path: Path) -> None:
-        """The picture; matplotlib is imported here."""
+        """The picture, if there is anything to show; matplotlib is imported here."""
+        if not self.turns:
+            log.warning(f"{path} is not drawn: nothing was measured")
+            return
         from oneroof.bench.peers.picture import draw
 
         draw(self.results, path, self.heading())
@@ -87,7 +91,7 @@ def told(turn: Turn) -> str:
         f"{cell} prefill {cell.prompts / one.prefill:.0f}, decode {cell.batch / one.step:.1f}"
         for cell, one in turn.timings.items()
     ]
-    return f"{turn.variant}: {'; '.join(cells)} tokens/s" if cells else f"{turn.variant}: nothing"
+    return f"{turn.variant}: {'; '.join(cells)} tokens/s"
 
 
 def _folder_name(model: str) -> str:

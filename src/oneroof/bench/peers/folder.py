@@ -65,28 +65,26 @@ def prepare(model: str, work: Path, seed: int) -> Path:
 def _write(keys: Mapping[str, object], folder: Path, seed: int) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
-    drawn = load(folder, device="cpu", dtype="bfloat16", random_weights=True, seed=seed)
-    tensors = drawn.model.tensors()
-    save(
-        {name: place for name, place in tensors.items() if isinstance(place, Tensor)},
-        folder,
-        family_of(keys).renames,
-    )
+    drawn = load(folder, device="cpu", dtype="bfloat16", random_weights=True, plain=True, seed=seed)
+    tensors = {name: place for name, place in drawn.model.tensors().items() if isinstance(place, Tensor)}
+    assert len(tensors) == len(drawn.model.tensors()), "a plain model has tensors alone"
+    save(tensors, folder, family_of(keys).renames)
     _write_tokenizer(folder, drawn.config.vocabulary)
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
     """A word a token: some peers do not start without a tokenizer, though all are given ids."""
     words = {_END: 0} | {f"t{token}": token for token in range(1, vocabulary)}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     told: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [],
         "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "pre_tokenizer": level,
         "post_processor": None,
-        "decoder": None,
+        "decoder": level,
         "model": {"type": "WordLevel", "vocab": words, "unk_token": _END},
     }
     (folder / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")

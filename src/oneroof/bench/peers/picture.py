@@ -25,11 +25,11 @@ def draw(results: Sequence[Result], path: Path, title: str) -> None:
     told = [(result, result.rows()) for result in results if result.turns]
     cells = list(dict.fromkeys(row.cell for _, rows in told for row in rows))
     heights = [_MARGIN + _BAR * len({row.variant for row in rows}) for _, rows in told]
-    columns = max(1, 2 * len(cells))
+    columns = 2 * len(cells)
     figure = Figure(figsize=(1.6 + _WIDTH * columns, 0.6 + sum(heights)), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    grid = figure.subplots(max(1, len(told)), columns, squeeze=False, height_ratios=heights or None)
-    for line, (result, rows) in zip(grid, told, strict=False):
+    grid = figure.subplots(len(told), columns, squeeze=False, height_ratios=heights)
+    for line, (result, rows) in zip(grid, told, strict=True):
         for place, cell in enumerate(cells):
             mine = [row for row in rows if row.cell == cell][::-1]
             prefill, decode = line[2 * place], line[2 * place + 1]

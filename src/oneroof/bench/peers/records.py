@@ -24,7 +24,7 @@ def records(result: Result, facts: Facts, device: str) -> Iterator[Record]:
     for turn in result.turns:
         named = _named(str(turn.variant.peer.name), turn.variant.form, result.versions[turn.variant])
         yield one("bandwidth", turn.reading.bandwidth, "bytes/s", **named)
-        yield one("float32 product", turn.reading.arithmetic, "operations/s", **named)
+        yield one("multiply-add rate", turn.reading.arithmetic, "operations/s", **named)
     for footing in result.footings():
         named = _named(footing.variant.peer.name, footing.variant.form, footing.version)
         yield from three("load time", footing.loaded, "s", **named)

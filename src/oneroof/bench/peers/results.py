@@ -27,7 +27,7 @@ class Row:
     prefill: Spread  # tokens a second
     decode: Spread  # tokens a second of all texts together
     floor: float  # tokens a second, if a step took no longer than reading its weights, keys and values
-    summit: float  # prefill tokens a second, if the weights' products ran at the rate of the probe
+    summit: float  # prefill tokens a second, if the weights' products ran at the probe's rate
     foreign: float  # processors that others took, at most
 
 

@@ -26,7 +26,8 @@ _FOOT = (("", "peer"), ("", "version"), ("load", "s"), ("peak", "MB"))
 NOTES = (
     "decode: tokens of all texts, after the first of each. of floor: of the rate at which the weights",
     "(int8 1 byte each, int4 4.5 bits), keys and values (2 bytes; of 32-bit weights 4) can be read.",
-    "of peak: of the rate that a float32 product reached in this run; the weights' products are counted.",
+    "of peak: of the rate of float32 multiplications and additions; the weights' products are counted.",
+    "both rates are those of this run; int8 instructions, or weights in a cache, may do more than 100.",
 )
 CSV_COLUMNS = (
     *("model", "peer", "form", "version", "bits", "batch", "in", "out"),
@@ -45,8 +46,6 @@ def section(result: Result) -> str:
         parts += ["", "oneroof's best over the best peer:", *map(ratio_line, ratios)]
     if footings := result.footings():
         parts += ["", _table(_FOOT, [_foot(footing) for footing in footings])]
-    if any((share(row) or 0) > 1 for row in rows):
-        parts += ["", "of floor above 100: part of what is read stays in the processor's cache."]
     gone = [f"left out: {variant}: {why}" for variant, why in result.skipped.items()]
     gone += [f"stopped: {variant}: {why}" for variant, why in result.failures.items()]
     return "\n".join([*parts, *([""] if gone else []), *gone])
@@ -64,7 +63,7 @@ def heading(result: Result) -> str:
     read = [one.bandwidth / 1e9 for one in readings]
     made = [one.arithmetic / 1e9 for one in readings]
     return (
-        f"{named}\nread {number(min(read))}-{number(max(read))} GB/s, float32 products "
+        f"{named}\nread {number(min(read))}-{number(max(read))} GB/s, multiply-add "
         f"{number(min(made))}-{number(max(made))} GFLOP/s; others took up to "
         f"{max((row.foreign for row in result.rows()), default=0.0):.2f} processors"
     )

@@ -97,6 +97,8 @@ struct Heads {  // norm of q and k, rope, logn scale: in place, on the fused qkv
   float eps;
 };
 
+struct Training;  // training.h
+
 struct Kernels {
   const char* name;
   void (*linear)(const Product&);
@@ -113,6 +115,7 @@ struct Kernels {
   double (*read_memory)(const void* data, int64_t bytes);
   double (*multiply_add)(int64_t rounds);
   int (*check)();  // 0: a small run of each kernel gave the right numbers
+  const Training* training;
 };
 
 }  // namespace oneroof

@@ -1,10 +1,10 @@
 // Products in tiles: sixteen rows of x times a panel, and four such sums side by side.
 //
-// Sums of bytes are whole and exact, so that tiles and the loops of panels.h give the same bits and either may serve:
-// tiles from a few rows on. Of bfloat16 an instruction sums a block's even and odd inputs apart before it adds both to
-// the chain, as no other does: so every row goes this way, also one alone. Blocks are of one length, which divides
-// what there is to sum: none is cut short. A weight that has no such length is left to the other loops, whatever the
-// rows.
+// Sums of bytes are whole and exact, so that tiles and the loops of panels.h give the same bits and either
+// may serve: tiles from a few rows on. Of bfloat16 an instruction sums a block's even and odd inputs apart
+// before it adds both to the chain, as no other does: so every row goes this way, also one alone. Blocks are
+// of one length, which divides what there is to sum: none is cut short. A weight that has no such length is
+// left to the other loops, whatever the rows.
 
 #pragma once
 
@@ -24,11 +24,11 @@ constexpr int64_t SHALLOW = 4;   // and at least, to be worth it
 constexpr int64_t HIGH = 16;     // rows of a tile
 constexpr int64_t FEW_ROWS = 4;  // the other loops are as quick
 
-// What was stored at p is in memory from here on: the compiler's header does not say what a tile is loaded from.
+// What was stored at p is in memory from here on: the compiler is not told what a tile is loaded from.
 inline void settle(const void* p) { asm volatile("" : : "r"(p) : "memory"); }
 
-// A thread's tile registers: sums in 0 to 3 (of the first rows with panels 0 and 1, then of the second rows), the two
-// blocks of rows in 4 and 5, panels in 6 and 7. They are given back at the end.
+// A thread's tile registers: sums in 0 to 3 (of the first rows with panels 0 and 1, then of the second rows),
+// the two blocks of rows in 4 and 5, panels in 6 and 7. They are given back at the end.
 class Tiles {
  public:
   Tiles() = default;
@@ -92,9 +92,10 @@ inline Span span_of(const Job& job, int64_t group) {
     }                            \
   }
 
-// Sums of A blocks of rows, `stride` bytes apart, with N panels. `far`: panels are read from memory, not from a cache.
+// Sums of A blocks of rows, `stride` bytes apart, with N panels. `far`: panels come from memory, not a cache.
 template <bool whole, int A, int N, bool far>
-inline void multiply_tiles(const uint8_t* const (&x)[2], int64_t stride, const Streams<N>& panel, const Span& span) {
+inline void multiply_tiles(const uint8_t* const (&x)[2], int64_t stride, const Streams<N>& panel,
+                           const Span& span) {
   _tile_zero(0);
   if constexpr (N == 2) _tile_zero(1);
   if constexpr (A == 2) _tile_zero(2);
@@ -132,14 +133,16 @@ inline void store_tiles(int64_t stride, const To& to) {
 
 // Two blocks of rows: of P = 1 plane one after the other, of P = 2 the same rows of both.
 template <class Dot, int P, int N, int A, bool far>
-inline void tile_of(const Job& job, int first, int64_t m, int64_t rows, const Span& span, const Streams<N>& panel) {
+inline void tile_of(const Job& job, int first, int64_t m, int64_t rows, const Span& span,
+                    const Streams<N>& panel) {
   constexpr bool whole = std::is_same_v<typename Dot::Sum, I>;
   int64_t stride = job.x->stride * 4;
   auto x = reinterpret_cast<const uint8_t*>(job.x->words(m) + span.begin / (whole ? 4 : 2));
   const uint8_t* const blocks[2] = {x, x + (P == 2 ? job.x->plane * 4 : A == 2 ? HIGH * stride : 0)};
   multiply_tiles<whole, A, N, far>(blocks, stride, panel, span);
   if constexpr (!whole) {
-    store_tiles<A, N>(job.count * LANES * 4, [&](int a, int n) { return job.row(m + a * HIGH) + (first + n) * LANES; });
+    auto out = [&](int a, int n) { return job.row(m + a * HIGH) + (first + n) * LANES; };
+    store_tiles<A, N>(job.count * LANES * 4, out);
   } else {
     alignas(64) int32_t sums[A][N][HIGH][LANES];
     store_tiles<A, N>(LANES * 4, [&](int a, int n) { return sums[a][n]; });

@@ -1,7 +1,7 @@
 // The tile instructions in plain C++, after the pseudo-code of Intel's manual, for machines that lack them.
 //
-// Included after the compiler's header, whose names it takes over where ONEROOF_EMULATE_AMX is defined. What the
-// processor refuses ends the process with a word.
+// Takes over the names of the compiler's header where ONEROOF_EMULATE_AMX is defined. What a processor
+// refuses ends the process with a word.
 
 #pragma once
 
@@ -119,7 +119,9 @@ inline void dpbf16ps(int sum, int a, int b) {
         odd[n] = flushed(std::fma(wide(x[2 * k + 1]), wide(w[2 * n + 1]), odd[n]));
       }
     }
-    for (int n = 0; n < tiles[sum].bytes / 4; n++) out[n] = flushed(flushed(out[n]) + flushed(even[n] + odd[n]));
+    for (int n = 0; n < tiles[sum].bytes / 4; n++) {
+      out[n] = flushed(flushed(out[n]) + flushed(even[n] + odd[n]));
+    }
   }
 }
 

@@ -39,7 +39,7 @@ def attention(
     elif (layer := _layer(cache)).kind not in (KINDS[dtype], KINDS[torch.int8]):
         return DECLINED
     q, k, v = _rows(q_THd), _rows(k_TKd), _rows(v_TKd)
-    out = torch.empty((q.shape[0], heads, dim), dtype=dtype)
+    out = torch.empty_like(q)  # contiguous, as heads lie side by side
     call = _call(batch, layer is not None)
     s = call.structure
     s.q, s.k, s.v, s.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()

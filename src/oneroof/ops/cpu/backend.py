@@ -13,6 +13,7 @@ from oneroof.ops.cpu.attention import attention
 from oneroof.ops.cpu.library import native
 from oneroof.ops.cpu.pointwise import add_rms_norm, qk_norm_rope, rms_norm, route, swiglu
 from oneroof.ops.cpu.products import gated_matmul, lookup, matmul, mix
+from oneroof.ops.cpu.training import linear, mixture
 from oneroof.ops.dispatch import use
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "attention",
     "gated_matmul",
     "install",
+    "linear",
     "lookup",
     "matmul",
     "mix",
+    "mixture",
     "qk_norm_rope",
     "rms_norm",
     "route",

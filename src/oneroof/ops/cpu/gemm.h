@@ -168,8 +168,16 @@ struct Source {
   int64_t step(int64_t k) const { return (step_index ? step_index[k] : k) * step_stride; }
 };
 
+template <int type>
 inline F some_of(const Source& s, int64_t at, int n) {
-  return n >= LANES ? load_as(s.data, at, s.type) : load_as(s.data, at, s.type, n);
+#if defined(__AVX512F__)
+  if (type != FLOAT32) {
+    __m256i half = _mm256_maskz_loadu_epi16(first(n), static_cast<const uint16_t*>(s.data) + at);
+    if (type == FLOAT16) return {_mm512_cvtph_ps(half)};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+#endif
+  return n >= LANES ? load_as(s.data, at, type) : load_as(s.data, at, type, n);
 }
 
 inline F pairs_of_row(const Source& s, int64_t at, int64_t n) {  // n numbers side by side, as words
@@ -186,9 +194,10 @@ inline F pairs_of_rows(F first, F second) {  // two rows of bfloat16, widened: t
 
 // Lanes first .. first + count (at most 16) over steps begin .. end into out[words][width]; lanes that are not there
 // are 0 as far as `width` goes, and so is the second of a pair at the end.
-inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, int64_t begin, int64_t end, float* out,
-                       int width) {
-  int kept = std::min(width, LANES), per_word = pairs ? 2 : 1;
+template <int type, bool pairs>
+void pack_as(const Source& s, int64_t first, int count, int64_t begin, int64_t end, float* out, int width) {
+  constexpr int per_word = pairs ? 2 : 1;
+  int kept = std::min(width, LANES);
   int64_t words = ceil_div(end - begin, per_word);
   auto write = [&](int64_t w, F lanes) {  // what is written too far is written over by the next
     float* p = out + w * width;
@@ -199,22 +208,34 @@ inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, in
     for (int i = 0; i < count; i++) at[i] = s.lane(first + i) + begin;
     for (int64_t w = 0; w < words; w += LANES) {
       int64_t left = end - begin - w * per_word;
+      int some = static_cast<int>(std::min<int64_t>(left, LANES * per_word));
       F r[LANES] = {};
       for (int i = 0; i < count; i++) {
         int64_t from = at[i] + w * per_word;
-        r[i] = pairs ? pairs_of_row(s, from, left) : some_of(s, from, static_cast<int>(std::min<int64_t>(left, LANES)));
+        r[i] = pairs ? pairs_of_row(s, from, some) : some_of<type>(s, from, some);
       }
       transpose(r);
-      int some = static_cast<int>(std::min<int64_t>(LANES, words - w));
-      for (int j = 0; j < some; j++) write(w + j, r[j]);
+      for (int j = 0; j < std::min<int64_t>(LANES, words - w); j++) write(w + j, r[j]);
     }
     return;
   }
   for (int64_t w = 0; w < words; w++) {
     int64_t k = begin + w * per_word;
-    F lanes = some_of(s, s.step(k) + first, count);
-    if (pairs) lanes = pairs_of_rows(lanes, k + 1 < end ? some_of(s, s.step(k + 1) + first, count) : zero());
+    F lanes = some_of<type>(s, s.step(k) + first, count);
+    if (pairs) {
+      lanes = pairs_of_rows(lanes, k + 1 < end ? some_of<type>(s, s.step(k + 1) + first, count) : zero());
+    }
     write(w, lanes);
+  }
+}
+
+inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, int64_t begin, int64_t end, float* out,
+                       int width) {
+  if (pairs) return pack_as<BFLOAT16, true>(s, first, count, begin, end, out, width);
+  switch (s.type) {
+    case FLOAT32: return pack_as<FLOAT32, false>(s, first, count, begin, end, out, width);
+    case BFLOAT16: return pack_as<BFLOAT16, false>(s, first, count, begin, end, out, width);
+    default: return pack_as<FLOAT16, false>(s, first, count, begin, end, out, width);
   }
 }
 

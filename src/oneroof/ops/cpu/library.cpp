@@ -9,6 +9,7 @@
 #include "abi.h"
 #include "pack.h"
 #include "pool.h"
+#include "training.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -89,6 +90,9 @@ EXPORT void oneroof_route(const float* probabilities, const float* bias, int64_t
 }
 EXPORT double oneroof_read_memory(const void* data, int64_t bytes) { return active->read_memory(data, bytes); }
 EXPORT double oneroof_multiply_add(int64_t rounds) { return active->multiply_add(rounds); }
+EXPORT void oneroof_multiply(const Gemm* g) { active->training->multiply(*g); }
+EXPORT void oneroof_gather(const Gather* g) { active->training->gather(*g); }
+EXPORT void oneroof_gate(const Gate* g) { active->training->gate(*g); }
 EXPORT void oneroof_pack(const void* rows, int64_t stride, int64_t first, int64_t count, int64_t dim, int32_t kind,
                          void* panels) {
   pack_rows(rows, stride, first, count, dim, kind, panels);

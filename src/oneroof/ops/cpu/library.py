@@ -186,6 +186,7 @@ def _run(names: Sequence[str]) -> dict[str, str]:
         ran = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS * (len(names) + 1))
     except (OSError, subprocess.TimeoutExpired) as error:
         return dict.fromkeys(names, f"not tried: {error}")
+    log.debug(f"the probe of the native kernels: {ran.stdout.split()} {ran.stderr}".rstrip())
     codes = dict(line.split() for line in ran.stdout.splitlines())
     return {name: _word(int(codes[name])) if name in codes else _silence(ran) for name in names}
 

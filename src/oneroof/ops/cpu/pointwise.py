@@ -78,33 +78,23 @@ def qk_norm_rope(
     """As `ops.qk_norm_rope`, in place: what comes back are views of `qkv`."""
     tokens, width = qkv_TR.shape
     every = heads + 2 * kv_heads
-    dim = width // every
-    angles = (cos_T1d, sin_T1d) if query_scale_T11 is None else (cos_T1d, sin_T1d, query_scale_T11)
-    if not all(a.dtype == torch.float32 and a.is_contiguous() for a in angles) or cos_T1d.shape[-1] != dim:
+    dim, dtype = width // every, qkv_TR.dtype
+    if not qkv_TR.is_cpu or dtype not in _FLOATS or qkv_TR.stride(1) != 1:
         return DECLINED
-    if (
-        not qkv_TR.is_cpu
-        or qkv_TR.dtype not in _FLOATS
-        or qkv_TR.stride(1) != 1
-        or dim > _MOST_DIM
-        or dim % 2
-    ):
+    if dim % 2 or dim > _MOST_DIM or cos_T1d.shape[-1] != dim or (q_norm_d is None) != (k_norm_d is None):
         return DECLINED
-    weights = [w for w in (q_norm_d, k_norm_d) if w is not None]
-    if len(weights) == 1 or not all(w.dtype == qkv_TR.dtype and w.is_contiguous() for w in weights):
+    cos, sin = _address(cos_T1d, torch.float32), _address(sin_T1d, torch.float32)
+    scale = _address(query_scale_T11, torch.float32)
+    q_norm, k_norm = _address(q_norm_d, dtype), _address(k_norm_d, dtype)
+    if cos is None or sin is None or scale is None or q_norm is None or k_norm is None:
         return DECLINED
     rows = Heads(
         *(qkv_TR.data_ptr(), tokens, qkv_TR.stride(0), heads, kv_heads, dim),
-        *(cos_T1d.data_ptr(), sin_T1d.data_ptr(), *(w.data_ptr() for w in weights or (_NOTHING, _NOTHING))),
-        query_scale_T11.data_ptr() if query_scale_T11 is not None else 0,
-        *(KINDS[qkv_TR.dtype], interleaved, eps),
+        *(cos, sin, q_norm, k_norm, scale, KINDS[dtype], interleaved, eps),
     )
     kernel("oneroof_heads")(addressof(rows))
     q, k, v = qkv_TR.view(tokens, every, dim).split_with_sizes((heads, kv_heads, kv_heads), 1)
     return q, k, v
-
-
-_NOTHING = torch.empty(0)  # whose address is 0
 
 
 def route(
@@ -136,6 +126,13 @@ def argmax(x_SV: Tensor) -> tuple[Tensor, Tensor] | Declined:
         x_SV.data_ptr(), rows, width, x_SV.stride(0), places.data_ptr(), values.data_ptr()
     )
     return values, places
+
+
+def _address(x: Tensor | None, dtype: torch.dtype) -> int | None:
+    """Where its numbers are, 0 for no tensor; None where they are not of `dtype` or not side by side."""
+    if x is None:
+        return 0
+    return x.data_ptr() if x.dtype == dtype and x.is_contiguous() else None
 
 
 def _served(x: Tensor, weight: Tensor) -> bool:
