@@ -10,7 +10,7 @@ import pytest
 from oneroof.ops.cpu import library
 
 with_kernels = pytest.mark.skipif(
-    not library.library().exists(), reason=f"the native kernels are {library.missing()}"
+    library.native() is None, reason=f"no native kernels: {library.status()['at work']}"
 )
 
 

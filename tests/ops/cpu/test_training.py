@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import Structure
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from oneroof import load, ops
 from oneroof.batch import pack
 from oneroof.models.decoder import Decoder
-from oneroof.ops.cpu import backend, training
+from oneroof.ops.cpu import backend, gemm, training
 
 pytestmark = [with_kernels, pytest.mark.usefixtures("variant")]
 
@@ -155,11 +156,13 @@ def test_a_mixture_and_its_gradients(
     case = Experts(tokens, dim, width, experts, min(k, experts), dtype)
     found, exact = case.run(training.mixture), case.run(one_by_one, torch.float64)
     assert found.keys() == exact.keys()
-    tolerance = 2e-6 if dtype == torch.float32 else 4 * UNIT[dtype]  # of the largest number
+    tolerance = (
+        2e-6 if dtype == torch.float32 else 4 * UNIT[dtype]
+    )  # of the largest number, or what may cancel
     for name, value in found.items():
         assert value.dtype == (torch.float32 if name == "w" else dtype)
         most = float(exact[name].abs().max()) if value.numel() else 0.0
-        torch.testing.assert_close(value.double(), exact[name], rtol=0, atol=tolerance * most + 1e-7)
+        torch.testing.assert_close(value.double(), exact[name], rtol=0, atol=tolerance * (most + dim**0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -315,16 +318,32 @@ def fresh(folder: Path, dtype: str) -> Decoder:
     return decoder
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.03)])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("family", "dtype", "tolerance"),
+    [
+        ("qwen2", "float32", 1e-4),
+        ("qwen3_moe", "float32", 1e-4),
+        ("qwen2", "bfloat16", 0.05),
+        ("qwen3_moe", "bfloat16", 0.3),  # a choice of experts that tips over is a step of its own
+    ],
+)
 def test_a_run_goes_where_the_references_go(
-    checkpoint: Made, family: str, dtype: str, tolerance: float
+    checkpoint: Made, monkeypatch: pytest.MonkeyPatch, family: str, dtype: str, tolerance: float
 ) -> None:
-    """Losses of 30 steps of AdamW, each within a part of the references'."""
+    """Losses of 30 steps of AdamW, each within `tolerance` nats of the references'."""
+    products = 0
+
+    def counted(name: str, given: Structure) -> None:
+        nonlocal products
+        products += 1
+        call(name, given)
+
+    call = gemm._call
+    monkeypatch.setattr(gemm, "_call", counted)
     folder = checkpoint(family)
     expected = losses(fresh(folder, dtype), 30)
+    assert expected[0] > 8 and expected[-1] < 0.1 and products == 0
     with served():
         found = losses(fresh(folder, dtype), 30)
-    assert expected[-1] < 0.5 * expected[0]
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=tolerance, atol=tolerance)
-    assert found != expected
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=tolerance)
+    assert found[-1] < 0.1 and products > 30 * 4 * 3

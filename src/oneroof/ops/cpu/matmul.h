@@ -16,7 +16,7 @@ namespace {
 
 constexpr int TILE = WIDE ? 12 : 6;      // rows of a register tile
 constexpr int COLUMNS = WIDE ? 2 : 1;    // panels of one
-constexpr int MOST_PANELS = 16;          // of a task
+constexpr int MOST_PANELS = 32;          // of a task
 constexpr int64_t BLOCK = 512;           // inputs decoded at once
 constexpr int64_t EXACT = 1024;          // products of two bytes whose sum a float32 holds exactly
 constexpr int64_t ROWS = 256;            // rows of a task at most
@@ -203,6 +203,17 @@ struct Job {
     return ((expert * layout->panels + panel[i]) * layout->groups + group) * LANES;
   }
   float* row(int64_t m) const { return out + m * count * LANES; }
+
+  // Panels first .. first + some, each with those that are `apart` behind it, `stacked` in all. They are taken in an
+  // order in which each of the four streams of a tile goes through neighbours, as long a way as there is.
+  void take(int64_t first, int64_t some, int64_t apart, int64_t stacked) {
+    int64_t streams = 4 / stacked;
+    bool even = some % streams == 0;
+    for (int64_t i = 0; i < some; i++) {
+      int64_t column = first + (even ? i % streams * (some / streams) + i / streams : i);
+      for (int64_t s = 0; s < stacked; s++) panel[count++] = column + s * apart;
+    }
+  }
 
   // Panels first .. first + N from byte `begin` to `end` of each; the same bytes of a group after that follow, or the
   // next panels of the task.
@@ -513,9 +524,8 @@ inline void each_task(const Product& p, int64_t panels, int64_t stacked, const E
       }
       Rows mine = x.from(m, 2 * layout.groups);
       Job job{&w, &layout, &mine, 0, {}, 0, out};
-      for (int64_t c = task % columns * width; c < std::min(panels, task % columns * width + width); c++) {
-        for (int64_t s = 0; s < stacked; s++) job.panel[job.count++] = c + s * panels;
-      }
+      int64_t c = task % columns * width;
+      job.take(c, std::min(width, panels - c), panels, stacked);
       compute(job, rows, thread);
       epilogue(job, rows, first + m);
     });

@@ -49,7 +49,7 @@ inline int64_t list_tasks(const Sorting& s, int64_t experts, int64_t panels, int
     for (int64_t e = 0; e < experts; e++) {
       for (int64_t row = s.begin[e]; row < s.begin[e + 1]; row += ROWS) {
         int64_t rows = std::min(ROWS, s.begin[e + 1] - row);
-        int64_t width = std::max<int64_t>(1, (rows > TILE ? COLUMNS : 8) / stacked);
+        int64_t width = std::max<int64_t>(1, (rows > TILE ? COLUMNS : 16) / stacked);
         for (int64_t p = 0; p < panels; p += width, number++) {
           if (pass == 1) (*list)[number] = {e, row, rows, p, std::min(width, panels - p)};
         }
@@ -72,9 +72,7 @@ inline void each_expert(const Weight& w, const Sorting& s, const Rows& x, bool o
     int64_t from = one_row ? 0 : task.row;
     Rows mine = x.from(from, 2 * layout.groups);
     Job job{&w, &layout, &mine, task.expert, {}, 0, out};
-    for (int64_t c = task.panel; c < task.panel + task.count; c++) {
-      for (int64_t j = 0; j < stacked; j++) job.panel[job.count++] = c + j * panels;
-    }
+    job.take(task.panel, task.count, panels, stacked);
     compute(job, task.rows, thread);
     epilogue(job, task);
   });

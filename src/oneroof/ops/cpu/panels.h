@@ -13,7 +13,7 @@ namespace oneroof {
 namespace ONEROOF_VARIANT {
 namespace {
 
-constexpr int64_t AHEAD = 1536;  // bytes that are fetched ahead in each stream of weights
+constexpr int64_t AHEAD = 1024;  // bytes that are fetched ahead in each stream of weights
 
 struct Float32Step {
   static constexpr int inputs = 1, bytes = 64;

@@ -34,33 +34,38 @@ inline double read_memory(const void* data, int64_t bytes) {
   return total;
 }
 
-// `rounds` times CHAINS multiply-adds of 16 lanes on each thread, in registers; gives the number of operations.
+// `rounds` times CHAINS multiply-adds of a register on each thread, in registers; gives the number of operations.
 inline double multiply_add(int64_t rounds) {
   Call call;
   int threads = thread_count();
   auto sums = static_cast<float*>(call_scratch(0, threads * sizeof(float)));
   parallel(threads, [&](int64_t task, int) {
-    F chain[CHAINS];
-    for (int i = 0; i < CHAINS; i++) chain[i] = set1(1.0f + static_cast<float>(i));
-    F a = set1(0.999f), b = set1(1e-3f);
+#if defined(__AVX512F__)
+    using Register = __m512;  // plain registers: the compiler keeps a structure's in memory
+    auto step = [](Register c) { return _mm512_fmadd_ps(c, _mm512_set1_ps(0.999f), _mm512_set1_ps(1e-3f)); };
+#else
+    using Register = __m256;
+    auto step = [](Register c) { return _mm256_fmadd_ps(c, _mm256_set1_ps(0.999f), _mm256_set1_ps(1e-3f)); };
+#endif
+    Register chain[CHAINS] = {};
     for (int64_t r = 0; r < rounds; r++) {
 #pragma GCC unroll 24
       for (int i = 0; i < CHAINS; i++) {
-        chain[i] = fma(chain[i], a, b);
-#if defined(__AVX512F__)
-        __asm__ volatile("" : "+v"(chain[i].v));
-#else
-        __asm__ volatile("" : "+x"(chain[i].lo), "+x"(chain[i].hi));
-#endif
+        chain[i] = step(chain[i]);
+        __asm__ volatile("" : "+v"(chain[i]));  // so that no two steps become one
       }
     }
     float total = 0;
-    for (auto& one : chain) total += sum(one);
+    for (auto& one : chain) {
+      float lanes[sizeof(Register) / sizeof(float)];
+      std::memcpy(lanes, &one, sizeof one);
+      total += lanes[0];
+    }
     sums[task] = total;
   });
   float total = 0;
   for (int i = 0; i < threads; i++) total += sums[i];
-  return static_cast<double>(rounds) * CHAINS * LANES * 2 * threads + (total == 0.0f ? 1.0 : 0.0);
+  return static_cast<double>(rounds) * CHAINS * (WIDE ? 16 : 8) * 2 * threads + (total == 0.0f ? 1.0 : 0.0);
 }
 
 }  // namespace
