@@ -14,9 +14,9 @@ from oneroof.report import Record
 
 _HEAD = ("kernel", "form", "tokens", "ms", "range", "GB/s", "GFLOP/s", "of floor %", "torch's ms", "ratio")
 _NOTE = (
-    "of floor: the longer of its bytes at the rate at which memory was read beside it and its multiplications\n"
-    "and additions at the float32 rate of this CPU's registers; above 100 where an instruction does more at\n"
-    "once, or caches give what memory would. torch's: the same in the model's number format, unquantised."
+    "of floor: the longer of its bytes at the rate at which memory was read and its multiplications\n"
+    "and additions at the float32 rate of this CPU's registers; above 100 where an instruction does more\n"
+    "at once, or caches give what memory would. torch's: the same in the model's number format, unquantised."
 )
 
 

@@ -61,6 +61,7 @@ def load_llm(options: ModelOptions, loaded: Loaded | None = None) -> LLM:
             ep=options.ep,
             dp=options.dp,
             quantization=options.quantization,
+            packed_cache=options.packed_cache,
             kv=options.kv,
             kv_memory=options.kv_memory,
             page_size=options.page_size,

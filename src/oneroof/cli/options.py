@@ -19,6 +19,7 @@ from oneroof.hub import locate
 _MOST_THREADS = 4  # of a core; more only wait for each other, and very many crash
 # How fast, with how much memory, and what is told beside: the text stays the same.
 _EFFORT = {
+    "packed_cache",
     *("threads", "bind_cpu", "tp", "pp", "ep", "dp", "engine", "execution", "kv_memory", "page_size"),
     *("max_batch_tokens", "max_batch", "device_memory", "reserve_memory", "profile", "log_dir"),
 }
@@ -63,6 +64,9 @@ class ModelOptions:
     quantization: Literal["none", "w8a16", "w8a8-dynamic", "w4a16"] = "none"
     """Weights made smaller while they are read: w8a16 to int8, w8a8-dynamic to int8 with inputs made int8 as
     they come, w4a16 to int4 in groups of 128; the output head to int8."""
+
+    packed_cache: bool = False
+    """Keep weights as the CPU kernels read them beside the checkpoint, in .oneroof, for a quicker start."""
 
     kv: Literal["float", "kv8"] = "float"
     """How keys and values are kept: float is the model's own number format, kv8 is int8 with a scale for each

@@ -45,6 +45,7 @@ class LLM:
         ep: int = 1,
         dp: int = 1,
         quantization: str | None = None,
+        packed_cache: bool = False,
         kv: Literal["float", "kv8"] = "float",
         kv_memory: float | None = None,
         max_model_len: int | None = None,
@@ -95,6 +96,7 @@ class LLM:
                 random_weights=random_weights,
                 layers=layers,
                 quantization=quantization,
+                packed_cache=packed_cache,
                 seed=seed or 0,
                 progress=progress,
             )

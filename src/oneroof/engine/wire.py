@@ -42,6 +42,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     random_weights: bool = False
     layers: int | None = None
     quantization: str = "none"
+    packed_cache: bool = False
     seed: int = 0
     revision: str = "main"
     hub: str = "huggingface"

@@ -183,6 +183,7 @@ def _load(order: Load, progress: Callable[[int, int], None]) -> tuple[Stepping, 
         random_weights=order.random_weights,
         layers=order.layers,
         quantization=order.quantization,
+        packed_cache=order.packed_cache,
         seed=order.seed,
         progress=progress,
     )
