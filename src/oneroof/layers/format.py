@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_AT_ONCE = 1 << 22  # numbers of a weight that are worked on at once while it is filled
+_AT_ONCE = 1 << 20  # numbers of a weight that are worked on at once while it is filled
 
 
 class Format(ABC):

@@ -159,7 +159,7 @@ def _aligned(size: int, device: torch.device) -> Tensor:
     Large ones of a host are pages of 2 MiB where the system has them: a product reads many places at once.
     """
     if device.type == "cpu" and size >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages = mmap.mmap(-1, size + _ALIGNED)
+        pages = mmap.mmap(-1, size + _ALIGNED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a system may have none
             pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=torch.uint8)[:size]
