@@ -34,6 +34,8 @@ class LLM:
     mend, among it every option that this version knows the name of but cannot serve.
     """
 
+    _runs: PlainLoop | Engine | None
+
     def __init__(
         self,
         model: str | Path | Loaded,
@@ -100,7 +102,6 @@ class LLM:
                 seed=seed or 0,
                 progress=progress,
             )
-        self._runs: PlainLoop | Engine | None
         self._runs, context = _runs(loaded, self.options, engine)
         self._intake = Intake.of(loaded, context=context, seed=seed)
         self._keys = itertools.count()

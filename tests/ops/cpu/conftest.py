@@ -1,4 +1,4 @@
-"""Kernels are tested in every instruction set that works here."""
+"""Kernels are tested in every instruction set that works here; sets between the least and the best are slow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import pytest
 from oneroof.ops.cpu import library
 
 
-@pytest.fixture(scope="module", params=library.VARIANTS)
+def _best() -> str:
+    found = library.native()
+    return found.variant if found is not None else "avx2"
+
+
+_SETS = [
+    name if name in ("avx2", _best()) else pytest.param(name, marks=pytest.mark.slow)
+    for name in library.VARIANTS
+]
+
+
+@pytest.fixture(scope="module", params=_SETS)
 def variant(request: pytest.FixtureRequest) -> Iterator[str]:
     """Serves while the tests of a file run."""
     found = library.native()

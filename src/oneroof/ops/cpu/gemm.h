@@ -1,10 +1,13 @@
-// Products of plain matrices, of any strides: C = A B, as training needs it forward (x W^T), and back (dy W, dy^T x).
+// Products of plain matrices, of any strides: C = A B, forward (x W^T) and back (dy W, dy^T x).
 //
-// Rows of A are cut into bands, and a band is packed once, for all threads, in tiles of the registers' height. A task
-// is a band times some columns: it packs its part of B, block by block of K, into its own second-level cache. An
-// output is one chain of multiply-adds in the order of K: threads, bands and the other rows do not change it.
+// Rows of A are cut into bands, and a band is packed once, for all threads, in tiles as high as the registers
+// allow. A task is a band times some columns: it packs its part of B, block by block of K, into its own
+// second-level cache. An output is one chain of multiply-adds in the order of K: threads, bands and the other
+// rows do not change it.
 
 #pragma once
+
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <utility>
@@ -20,14 +23,14 @@ namespace {
 
 constexpr int TILE = WIDE ? 12 : 6;                // rows of a register tile
 constexpr int PANEL = WIDE ? 2 * LANES : LANES;    // columns of one
-constexpr int64_t BLOCK = 512;                     // words of K packed of B at once; a word is a float or a pair
+constexpr int64_t BLOCK = 512;                     // words of K packed of B at once: a float, or a pair
 constexpr int64_t BAND = 64 * TILE;                // rows of a band at most
 constexpr int64_t COLUMNS = 256;                   // of a task at most
 constexpr int64_t HELD = int64_t{32} << 20;        // bytes of A packed at once, about
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// ------------------------------------------------------------------------------------------------------- the tile
+// ----------------------------------------------------------------------------------------------- the tile
 
 #if defined(__AVX512F__)
 using Register = __m512;
@@ -100,7 +103,7 @@ inline MultiplyTile tile_of(bool pairs, int rows, int width) {
   return pairs ? tile_of<HAS_PAIRS, 2>(rows, each) : tile_of<false, 2>(rows, each);
 }
 
-// -------------------------------------------------------------------------------------------------------- packing
+// ------------------------------------------------------------------------------------------------ packing
 
 #if defined(__AVX512F__)
 inline void transpose(F (&r)[LANES]) {
@@ -119,7 +122,8 @@ inline void transpose(F (&r)[LANES]) {
   }
   for (int j = 0; j < 4; j++) {  // step 4q + j: quarter q of each
     __m512 a = _mm512_shuffle_f32x4(u[j], u[j + 4], 0x88), b = _mm512_shuffle_f32x4(u[j], u[j + 4], 0xDD);
-    __m512 c = _mm512_shuffle_f32x4(u[j + 8], u[j + 12], 0x88), d = _mm512_shuffle_f32x4(u[j + 8], u[j + 12], 0xDD);
+    __m512 c = _mm512_shuffle_f32x4(u[j + 8], u[j + 12], 0x88);
+    __m512 d = _mm512_shuffle_f32x4(u[j + 8], u[j + 12], 0xDD);
     r[j].v = _mm512_shuffle_f32x4(a, c, 0x88);
     r[j + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
     r[j + 8].v = _mm512_shuffle_f32x4(a, c, 0xDD);
@@ -192,8 +196,8 @@ inline F pairs_of_rows(F first, F second) {  // two rows of bfloat16, widened: t
   return as_float(add(right_unsigned<16>(as_int(first)), as_int(second)));
 }
 
-// Lanes first .. first + count (at most 16) over steps begin .. end into out[words][width]; lanes that are not there
-// are 0 as far as `width` goes, and so is the second of a pair at the end.
+// Lanes first .. first + count (at most 16) of steps begin .. end into out[words][width]. Lanes that are not
+// there are 0 as far as `width` goes, and so is the second of a pair at the end.
 template <int type, bool pairs>
 void pack_as(const Source& s, int64_t first, int count, int64_t begin, int64_t end, float* out, int width) {
   constexpr int per_word = pairs ? 2 : 1;
@@ -229,8 +233,8 @@ void pack_as(const Source& s, int64_t first, int count, int64_t begin, int64_t e
   }
 }
 
-inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, int64_t begin, int64_t end, float* out,
-                       int width) {
+inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, int64_t begin, int64_t end,
+                       float* out, int width) {
   if (pairs) return pack_as<BFLOAT16, true>(s, first, count, begin, end, out, width);
   switch (s.type) {
     case FLOAT32: return pack_as<FLOAT32, false>(s, first, count, begin, end, out, width);
@@ -239,7 +243,7 @@ inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, in
   }
 }
 
-// ------------------------------------------------------------------------------------------------------- the work
+// ----------------------------------------------------------------------------------------------- the work
 
 // Rows of one group that are packed together.
 struct Piece {
@@ -261,7 +265,8 @@ struct Plan {
 
   explicit Plan(const Gemm& gemm) : g(gemm) {
     pairs = HAS_PAIRS && g.a_type == BFLOAT16 && g.b_type == BFLOAT16;
-    a = {g.a, g.a_row, g.a_step, g.cut == ROWS ? g.a_index : nullptr, g.cut == STEPS ? g.a_index : nullptr, g.a_type};
+    const int64_t *rows = g.cut == ROWS ? g.a_index : nullptr, *steps = g.cut == STEPS ? g.a_index : nullptr;
+    a = {g.a, g.a_row, g.a_step, rows, steps, g.a_type};
     b = {g.b, g.b_column, g.b_step, nullptr, g.cut == STEPS ? g.b_index : nullptr, g.b_type};
     columns = COLUMNS;
   }
@@ -298,8 +303,8 @@ inline void pack_a(const Plan& plan, const Piece& p, int64_t tile, int64_t tiles
 }
 
 // A tile's sums to where they belong.
-inline void write_tile(const Gemm& g, const Piece& p, const float* sums, int64_t row, int rows, int64_t column,
-                       int64_t columns, int width) {
+inline void write_tile(const Gemm& g, const Piece& p, const float* sums, int64_t row, int rows,
+                       int64_t column, int64_t columns, int width) {
   int64_t to = (g.cut == STEPS ? p.group * g.c_group : 0) + row * g.c_row + column;
   for (int64_t c = 0; c < columns; c += LANES) {
     int n = static_cast<int>(std::min<int64_t>(LANES, columns - c));
@@ -313,7 +318,24 @@ inline void write_tile(const Gemm& g, const Piece& p, const float* sums, int64_t
   }
 }
 
-inline int width_of(int64_t columns) { return columns <= LANES ? LANES : PANEL; }  // of a panel, so many left
+inline int width_of(int64_t left) { return left <= LANES ? LANES : PANEL; }  // of a panel
+
+// Columns of B over steps begin .. end into panels of `block` words. Where columns lie side by side, a few
+// steps of all panels come before the next: rows are read as far as the task goes, not in pieces of a panel.
+inline void pack_b(const Source& b, bool pairs, int64_t column, int64_t columns, int64_t begin, int64_t end,
+                   int64_t block, float* out) {
+  int64_t per_word = pairs ? 2 : 1, some = b.step_stride == 1 && !b.step_index ? end - begin : 8 * per_word;
+  for (int64_t k = begin; k < end; k += some) {
+    int64_t stop = std::min(end, k + some), word = (k - begin) / per_word;
+    for (int64_t c = 0; c < columns; c += PANEL) {
+      int width = width_of(columns - c);
+      for (int64_t half = 0; half < width; half += LANES) {
+        int count = static_cast<int>(std::min<int64_t>(LANES, columns - c - half));
+        pack_lanes(b, pairs, column + c + half, count, k, stop, out + c * block + word * width + half, width);
+      }
+    }
+  }
+}
 
 inline void compute(const Plan& plan, const Piece& p, int64_t column, int64_t columns, int thread) {
   const Gemm& g = plan.g;
@@ -328,13 +350,7 @@ inline void compute(const Plan& plan, const Piece& p, int64_t column, int64_t co
   for (int64_t w = 0; w == 0 || w < p.words; w += block) {
     int64_t words = std::min(block, p.words - w), begin = p.begin + (plan.pairs ? 2 * w : w);
     int64_t end = std::min(p.end, begin + (plan.pairs ? 2 * words : words));
-    for (int64_t c = 0; c < columns; c += PANEL) {
-      int width = width_of(columns - c);
-      for (int64_t half = 0; half < width; half += LANES) {
-        int count = static_cast<int>(std::min<int64_t>(LANES, columns - c - half));
-        pack_lanes(b, plan.pairs, column + c + half, count, begin, end, memory + c * block + half, width);
-      }
-    }
+    pack_b(b, plan.pairs, column, columns, begin, end, block, memory);
     for (int64_t t = 0; t < p.tiles(); t++) {
       const float* a = plan.packed + p.packed + (t * p.words + w) * TILE;
       int rows = static_cast<int>(std::min<int64_t>(TILE, p.rows - t * TILE));
@@ -343,7 +359,8 @@ inline void compute(const Plan& plan, const Piece& p, int64_t column, int64_t co
         float* mine = sums + ((once ? 0 : t) * wide + c) * TILE;
         tile_of(plan.pairs, rows, width)(a, memory + c * block, words, mine, w == 0);
         if (w + block >= p.words) {
-          write_tile(g, p, mine, p.row + t * TILE, rows, column + c, std::min<int64_t>(width, columns - c), width);
+          int64_t there = std::min<int64_t>(width, columns - c);
+          write_tile(g, p, mine, p.row + t * TILE, rows, column + c, there, width);
         }
       }
     }
@@ -376,9 +393,20 @@ inline void run(Plan& plan, const Piece* pieces, int64_t count) {
   });
 }
 
+// Large results come from the system as pages that are not there yet, and to make each of 4 KB takes as long
+// as to multiply. A hint, which may be refused.
+inline void want_large_pages(const Gemm& g) {
+  constexpr uintptr_t page = uintptr_t{1} << 21;
+  int64_t numbers = g.cut == STEPS ? g.groups * g.c_group : g.rows * g.c_row;
+  auto from = reinterpret_cast<uintptr_t>(g.c), to = from + numbers * (g.c_type == FLOAT32 ? 4 : 2);
+  from = (from + page - 1) / page * page, to = to / page * page;
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+}
+
 inline void multiply(const Gemm& g) {
   Call call;
   Plan plan(g);
+  want_large_pages(g);
   int64_t number = 0;
   each_piece(plan, [&](const Piece&) { number++; });
   if (number == 0 || g.columns == 0) return;

@@ -1,4 +1,4 @@
-// What stands between the products of experts while they are trained: rows back to their tokens, and SwiGLU backward.
+// What stands between the products of experts in training: rows back to their tokens, and SwiGLU backward.
 //
 // Row by row, in float32; a sum has one order, whatever the other rows and the threads.
 

@@ -16,8 +16,7 @@ _ROUNDS = 400_000  # of two dozen multiply-adds: some milliseconds
 
 
 def read_rate(times: int = 5) -> float | None:
-    """Bytes a second that memory gives to all threads together, the best of some; None without the library.
-    """
+    """Bytes a second that memory gives to all threads together, the best of some; None without a library."""
     found = _ready()
     if found is None:
         return None

@@ -1,4 +1,4 @@
-// Training for one instruction set, in a file of its own: it shares no names with the products of packed weights.
+// Training for one instruction set: it shares no names with the products of packed weights.
 
 #include "abi.h"
 #include "pool.h"
