@@ -1,4 +1,4 @@
-"""Kernels are tested in every instruction set that works here; sets between the least and the best are slow."""
+"""Kernels are tested in each instruction set that works here; between the least and the best: slow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 // What training asks of the kernels: products of plain matrices, and what stands between those of experts.
 // gemm.py mirrors the structures, field by field.
 //
-// Letters: M rows, N columns, K steps of a product; T tokens, R rows sorted by expert, k chosen experts, D the
+// Letters: M rows, N columns, K steps of a product; T tokens, R rows sorted by expert, k chosen experts, D
 // width of the model, F of an expert.
 
 #pragma once
