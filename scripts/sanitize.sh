@@ -36,4 +36,5 @@ cmake --build "$build" --parallel 2 >"$build.log" 2>&1 || { cat "$build.log" >&2
 
 export LD_PRELOAD="$preload" ONEROOF_CPU_LIBRARY="$(pwd)/$build/liboneroof_cpu.so"
 export ASAN_OPTIONS=detect_leaks=0:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1  # Python frees little at its end
-exec "$python" -m pytest -q -m "not slow" tests/ops/cpu "$@"
+# Long texts go the same ways as short ones, and would take an hour here.
+exec "$python" -m pytest -q -m "not slow" -k "not however_it_is_cut" tests/ops/cpu "$@"
