@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import Structure
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from oneroof import load, ops
 from oneroof.batch import pack
 from oneroof.models.decoder import Decoder
-from oneroof.ops.cpu import backend, gemm, training
+from oneroof.ops.cpu import backend, gemm, library, training
 
 pytestmark = [with_kernels, pytest.mark.usefixtures("variant")]
 
@@ -30,6 +31,15 @@ UNIT = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # 
 floats = st.sampled_from(tuple(UNIT))
 sizes = st.sampled_from([1, 2, 5, 16, 31, 33, 64, 100, 257])
 Made = Callable[..., Path]
+LEFT_TO_TORCH = training._left_to_torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_to_torch() -> Iterator[None]:
+    """Kernels are tested also where torch would be as quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_left_to_torch", lambda dtype: False)
+        yield
 
 
 @contextmanager
@@ -280,6 +290,20 @@ def test_what_is_declined() -> None:
     assert training.mixture(case.x, case.weights[:2], case.chosen, gate_up, case.down) is NotImplemented
     with pytest.raises(IndexError, match=r"0 \.\. 1"):
         training.mixture(case.x, case.weights, case.chosen + 2, gate_up, case.down)
+
+
+@pytest.mark.parametrize(("name", "left"), [("avx2", False), ("avx512bf16", True), ("amx", True)])
+def test_bfloat16_is_left_to_torch_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, left: bool
+) -> None:
+    found = library.native()
+    assert found is not None
+    monkeypatch.setattr(training, "native", lambda: replace(found, variant=name))
+    monkeypatch.setattr(training, "_left_to_torch", LEFT_TO_TORCH)
+    x, weight = torch.randn(3, 4), torch.randn(5, 4).requires_grad_()
+    assert isinstance(training.linear(x, weight, None), Tensor)
+    half = training.linear(x.bfloat16(), weight.bfloat16(), None)
+    assert (half is NotImplemented) == left
 
 
 def test_the_backend_serves_where_a_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,6 @@
 
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -26,6 +24,9 @@ constexpr int PANEL = WIDE ? 2 * LANES : LANES;    // columns of one
 constexpr int64_t BLOCK = 512;                     // words of K packed of B at once: a float, or a pair
 constexpr int64_t BAND = 64 * TILE;                // rows of a band at most
 constexpr int64_t COLUMNS = 256;                   // of a task at most
+constexpr int64_t SOME = 16;                       // steps packed in turn where lanes lie side by side: for
+                                                   // all lanes, so that memory is read as it lies
+constexpr int64_t SPAN = 8 * BLOCK;                // words of K packed of A at once
 constexpr int64_t HELD = int64_t{32} << 20;        // bytes of A packed at once, about
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -170,6 +171,7 @@ struct Source {
 
   int64_t lane(int64_t i) const { return (lane_index ? lane_index[i] : i) * lane_stride; }
   int64_t step(int64_t k) const { return (step_index ? step_index[k] : k) * step_stride; }
+  bool by_step() const { return step_stride == 1 && !step_index; }  // steps lie side by side; else lanes do
 };
 
 template <int type>
@@ -207,7 +209,7 @@ void pack_as(const Source& s, int64_t first, int count, int64_t begin, int64_t e
     float* p = out + w * width;
     w + LANES < words || kept == LANES ? store(p, lanes) : store(p, lanes, kept);
   };
-  if (s.step_stride == 1 && !s.step_index) {
+  if (s.by_step()) {
     int64_t at[LANES];
     for (int i = 0; i < count; i++) at[i] = s.lane(first + i) + begin;
     for (int64_t w = 0; w < words; w += LANES) {
@@ -245,15 +247,17 @@ inline void pack_lanes(const Source& s, bool pairs, int64_t first, int count, in
 
 // ----------------------------------------------------------------------------------------------- the work
 
-// Rows of one group that are packed together.
+// Rows and steps of one group that are packed together.
 struct Piece {
-  int64_t group, row, rows;    // rows of A; in the group's C where cut by steps
-  int64_t begin, end;          // steps
-  int64_t words;               // of K
-  int64_t packed;              // floats before it in the packed A
+  int64_t group, row, rows;  // rows of A; in the group's C where cut by steps
+  int64_t begin, end;        // steps
+  int64_t words;             // of K
+  bool first, last;          // of the steps of its rows: not both where they are many
+  int64_t packed;            // floats before it in the packed A
 
   int64_t tiles() const { return ceil_div(rows, TILE); }
   int64_t size() const { return tiles() * TILE * words; }
+  bool whole() const { return first && last; }
 };
 
 struct Plan {
@@ -262,6 +266,7 @@ struct Plan {
   Source a, b;
   int64_t columns;  // of a task
   float* packed = nullptr;
+  float* sums = nullptr;  // of a piece that is not whole
 
   explicit Plan(const Gemm& gemm) : g(gemm) {
     pairs = HAS_PAIRS && g.a_type == BFLOAT16 && g.b_type == BFLOAT16;
@@ -283,15 +288,19 @@ inline void each_piece(const Plan& plan, const Fn& fn) {
     int64_t row = g.cut == ROWS ? from : 0, rows = (g.cut == ROWS ? to : g.rows) - row;
     int64_t begin = g.cut == STEPS ? from : 0, end = g.cut == STEPS ? to : g.steps;
     int64_t bands = ceil_div(rows, BAND), height = bands ? ceil_div(ceil_div(rows, bands), TILE) * TILE : 0;
+    int64_t span = plan.pairs ? 2 * SPAN : SPAN;
     for (int64_t r = 0; r < rows; r += height) {
-      fn(Piece{group, row + r, std::min(height, rows - r), begin, end, plan.words(end - begin), 0});
+      for (int64_t k = begin; k == begin || k < end; k += span) {
+        int64_t stop = std::min(end, k + span);
+        fn(Piece{group, row + r, std::min(height, rows - r), k, stop, plan.words(stop - k), k == begin,
+                 stop == end, 0});
+      }
     }
   }
 }
 
 inline void pack_a(const Plan& plan, const Piece& p, int64_t tile, int64_t tiles) {
-  constexpr int64_t some = 64;  // steps of several tiles in turn: neighbours may lie in the same cache lines
-  int64_t stride = plan.pairs ? some * 2 : some;
+  int64_t stride = plan.a.by_step() ? p.end - p.begin : SOME;
   for (int64_t k = p.begin; k < p.end; k += stride) {
     for (int64_t t = tile; t < tile + tiles; t++) {
       int64_t first = t * TILE;
@@ -320,11 +329,10 @@ inline void write_tile(const Gemm& g, const Piece& p, const float* sums, int64_t
 
 inline int width_of(int64_t left) { return left <= LANES ? LANES : PANEL; }  // of a panel
 
-// Columns of B over steps begin .. end into panels of `block` words. Where columns lie side by side, a few
-// steps of all panels come before the next: rows are read as far as the task goes, not in pieces of a panel.
+// Columns of B over steps begin .. end into panels of `block` words.
 inline void pack_b(const Source& b, bool pairs, int64_t column, int64_t columns, int64_t begin, int64_t end,
                    int64_t block, float* out) {
-  int64_t per_word = pairs ? 2 : 1, some = b.step_stride == 1 && !b.step_index ? end - begin : 8 * per_word;
+  int64_t per_word = pairs ? 2 : 1, some = b.by_step() ? end - begin : SOME;
   for (int64_t k = begin; k < end; k += some) {
     int64_t stop = std::min(end, k + some), word = (k - begin) / per_word;
     for (int64_t c = 0; c < columns; c += PANEL) {
@@ -340,10 +348,10 @@ inline void pack_b(const Source& b, bool pairs, int64_t column, int64_t columns,
 inline void compute(const Plan& plan, const Piece& p, int64_t column, int64_t columns, int thread) {
   const Gemm& g = plan.g;
   int64_t block = std::min(BLOCK, std::max<int64_t>(p.words, 1)), wide = ceil_div(columns, LANES) * LANES;
-  bool once = p.words <= block;  // a tile's sums are done with before the next begins
-  auto memory = static_cast<float*>(
-      thread_scratch(thread, (block * wide + (once ? 1 : p.tiles()) * TILE * wide) * sizeof(float)));
-  float* sums = memory + block * wide;
+  bool once = p.whole() && p.words <= block;  // a tile's sums are done with before the next begins
+  int64_t held = once ? 1 : p.whole() ? p.tiles() : 0;
+  auto memory = static_cast<float*>(thread_scratch(thread, (block + held * TILE) * wide * sizeof(float)));
+  float* sums = p.whole() ? memory + block * wide : plan.sums + column * p.tiles() * TILE;
   Source b = plan.b;
   int64_t skip = (g.cut == ROWS ? p.group : 0) * g.b_group;
   b.data = static_cast<const uint8_t*>(b.data) + skip * (g.b_type == FLOAT32 ? 4 : 2);
@@ -357,8 +365,8 @@ inline void compute(const Plan& plan, const Piece& p, int64_t column, int64_t co
       for (int64_t c = 0; c < columns; c += PANEL) {
         int width = width_of(columns - c);
         float* mine = sums + ((once ? 0 : t) * wide + c) * TILE;
-        tile_of(plan.pairs, rows, width)(a, memory + c * block, words, mine, w == 0);
-        if (w + block >= p.words) {
+        tile_of(plan.pairs, rows, width)(a, memory + c * block, words, mine, p.first && w == 0);
+        if (p.last && w + block >= p.words) {
           int64_t there = std::min<int64_t>(width, columns - c);
           write_tile(g, p, mine, p.row + t * TILE, rows, column + c, there, width);
         }
@@ -378,7 +386,11 @@ inline void run(Plan& plan, const Piece* pieces, int64_t count) {
   int64_t size = pieces[count - 1].packed + pieces[count - 1].size();
   plan.packed = static_cast<float*>(call_scratch(0, (size + LANES) * sizeof(float)));
   plan.columns = columns_of(count, plan.g.columns);
-  constexpr int64_t some = 4;  // tiles
+  if (!pieces[0].whole()) {
+    int64_t sums = pieces[0].tiles() * TILE * ceil_div(plan.g.columns, LANES) * LANES;
+    plan.sums = static_cast<float*>(call_scratch(2, sums * sizeof(float)));
+  }
+  constexpr int64_t some = 16;  // tiles
   int64_t parts = 0;
   for (int64_t i = 0; i < count; i++) parts = std::max(parts, ceil_div(pieces[i].tiles(), some));
   parallel(count * parts, [&](int64_t task, int) {
@@ -393,27 +405,17 @@ inline void run(Plan& plan, const Piece* pieces, int64_t count) {
   });
 }
 
-// Large results come from the system as pages that are not there yet, and to make each of 4 KB takes as long
-// as to multiply. A hint, which may be refused.
-inline void want_large_pages(const Gemm& g) {
-  constexpr uintptr_t page = uintptr_t{1} << 21;
-  int64_t numbers = g.cut == STEPS ? g.groups * g.c_group : g.rows * g.c_row;
-  auto from = reinterpret_cast<uintptr_t>(g.c), to = from + numbers * (g.c_type == FLOAT32 ? 4 : 2);
-  from = (from + page - 1) / page * page, to = to / page * page;
-  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-}
-
 inline void multiply(const Gemm& g) {
   Call call;
   Plan plan(g);
-  want_large_pages(g);
   int64_t number = 0;
   each_piece(plan, [&](const Piece&) { number++; });
   if (number == 0 || g.columns == 0) return;
   auto pieces = static_cast<Piece*>(call_scratch(1, number * sizeof(Piece)));
   int64_t count = 0, size = 0;
   each_piece(plan, [&](Piece p) {
-    if (count > 0 && (size + p.size()) * static_cast<int64_t>(sizeof(float)) > HELD) {
+    bool full = (size + p.size()) * static_cast<int64_t>(sizeof(float)) > HELD;
+    if (count > 0 && (full || !p.whole() || !pieces[0].whole())) {  // what is not whole goes alone
       run(plan, pieces, count);
       count = size = 0;
     }

@@ -2,9 +2,10 @@
 ways.
 
 Without one they decline: for a few rows the references read weights faster than they could be packed here.
-Gradients are made in float32 sums and rounded once; they have no gradients of their own. Letters: T tokens, K
-inputs, N outputs, D width of the model, E experts, k chosen of them, F width of an expert, R = T * k rows
-sorted by expert.
+So they do for bfloat16 where the CPU multiplies it: torch does too, as fast or, with AMX, faster. Gradients
+are made in float32 sums and rounded once; they have no gradients of their own. Letters: T tokens, K inputs,
+N outputs, D width of the model, E experts, k chosen of them, F width of an expert, R = T * k rows sorted by
+expert.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.autograd.function import BackwardCFunction, Function, FunctionCtx, on
 
 from oneroof.ops.cpu.entry import DECLINED, Declined
 from oneroof.ops.cpu.gemm import gate_backward, gather, of_experts, over_experts, product
+from oneroof.ops.cpu.library import native
 from oneroof.ops.cpu.pointwise import swiglu
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -55,10 +57,16 @@ def _served(*same: Tensor, others: tuple[Tensor, ...] = ()) -> bool:
         torch.is_grad_enabled()
         and any(t.requires_grad for t in every)
         and same[0].dtype in _FLOATS
+        and not _left_to_torch(same[0].dtype)
         and all(t.dtype == same[0].dtype for t in same)
         and all(t.is_cpu and type(t) in (Tensor, torch.nn.Parameter) for t in every)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _left_to_torch(dtype: torch.dtype) -> bool:
+    found = native()
+    return dtype == torch.bfloat16 and found is not None and found.variant in ("avx512bf16", "amx")
 
 
 class _Linear(Function):
