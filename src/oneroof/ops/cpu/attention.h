@@ -230,7 +230,7 @@ inline void read_queries(const Attention& a, const Item& item, Rows& rows) {
     rows.lo[r] = span.lo, rows.hi[r] = span.hi;
     int64_t from = query.token * a.q_stride + query.head * a.dim;
     for (int64_t i = 0; i < a.dim; i += LANES) {
-      int many = static_cast<int>(std::min<int64_t>(LANES, a.dim - i));
+      int many = lanes_of(a.dim - i);
       F x = many == LANES ? load_as(a.q, from + i, a.type) : load_as(a.q, from + i, a.type, many);
       store(rows.q + r * a.dim + i, mul(x, scale), many);
     }
@@ -254,7 +254,7 @@ inline void write_out(const Attention& a, Query query, const float* total, float
   int64_t to = (query.token * a.heads + query.head) * a.dim;
   for (int64_t i = 0; i < a.dim; i += LANES) {
     F y = div(load(total + i), set1(share));
-    int many = static_cast<int>(std::min<int64_t>(LANES, a.dim - i));
+    int many = lanes_of(a.dim - i);
     many == LANES ? store_as(a.out, to + i, a.type, y) : store_as(a.out, to + i, a.type, y, many);
   }
 }

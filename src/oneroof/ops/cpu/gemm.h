@@ -316,7 +316,7 @@ inline void write_tile(const Gemm& g, const Piece& p, const float* sums, int64_t
                        int64_t column, int64_t columns, int width) {
   int64_t to = (g.cut == STEPS ? p.group * g.c_group : 0) + row * g.c_row + column;
   for (int64_t c = 0; c < columns; c += LANES) {
-    int n = static_cast<int>(std::min<int64_t>(LANES, columns - c));
+    int n = lanes_of(columns - c);
     F bias = g.bias ? load_as(g.bias, column + c, g.c_type, n) : zero();
     for (int m = 0; m < rows; m++) {
       F y = load(sums + m * width + c);
@@ -338,7 +338,7 @@ inline void pack_b(const Source& b, bool pairs, int64_t column, int64_t columns,
     for (int64_t c = 0; c < columns; c += PANEL) {
       int width = width_of(columns - c);
       for (int64_t half = 0; half < width; half += LANES) {
-        int count = static_cast<int>(std::min<int64_t>(LANES, columns - c - half));
+        int count = lanes_of(columns - c - half);
         pack_lanes(b, pairs, column + c + half, count, k, stop, out + c * block + word * width + half, width);
       }
     }

@@ -201,14 +201,14 @@ void lay_values(const Place* at, int64_t shift, int from, int end, int64_t dim, 
 inline void quantize(const void* x, int64_t from, int type, int64_t dim, int8_t* out, float* scale) {
   F most = zero(), bad = zero();
   for (int64_t i = 0; i < dim; i += LANES) {
-    F part = load_as(x, from + i, type, static_cast<int>(std::min<int64_t>(LANES, dim - i)));
+    F part = load_as(x, from + i, type, lanes_of(dim - i));
     most = max(abs(part), most);
     bad = fma(part, zero(), bad);
   }
   *scale = std::isnan(sum(bad)) ? NAN : largest(most) / 127.0f;
   F divisor = set1(*scale == 0.0f ? INFINITY : *scale);  // NaN and 0 give 0 below
   for (int64_t i = 0; i < dim; i += LANES) {
-    int many = static_cast<int>(std::min<int64_t>(LANES, dim - i));
+    int many = lanes_of(dim - i);
     F q = div(load_as(x, from + i, type, many), divisor);
     int8_t part[LANES];
     q = round(where_nan(q, zero(), q));

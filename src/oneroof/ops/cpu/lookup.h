@@ -32,7 +32,7 @@ inline void lookup(const Weight& w, const int64_t* tokens, int64_t count, void* 
     const uint8_t* data = w.data + panel * l.panel_bytes;
     alignas(64) float some[LANES];
     for (int64_t k = 0; k < w.dim; k += LANES) {
-      int n = static_cast<int>(std::min<int64_t>(LANES, w.dim - k));
+      int n = lanes_of(w.dim - k);
       for (int j = 0; j < n; j++) some[j] = number_at(w, l, data, panel * l.groups * LANES, lane, k + j);
       store_as(y, i * w.dim + k, y_type, load(some, n), n);
     }

@@ -85,16 +85,17 @@ struct Given {
 };
 
 inline void widen_row(const void* x, int64_t begin, int type, int64_t dim, int64_t padded, float* out) {
-  int64_t k = 0;
-  for (; k + LANES <= dim; k += LANES) store(out + k, load_as(x, begin + k, type));
-  if (k < dim) store(out + k, load_as(x, begin + k, type, static_cast<int>(dim - k)), static_cast<int>(dim - k));
-  for (k = dim; k < padded; k++) out[k] = 0.0f;
+  for (int64_t k = 0; k < dim; k += LANES) {
+    int n = lanes_of(dim - k);
+    store_as(out, k, FLOAT32, load_as(x, begin + k, type, n), n);
+  }
+  for (int64_t k = dim; k < padded; k++) out[k] = 0.0f;
 }
 
 inline float largest_of_row(const void* x, int64_t begin, int type, int64_t dim) {  // NaN where one is
   F most = zero();
   for (int64_t k = 0; k < dim; k += LANES) {
-    F a = abs(load_as(x, begin + k, type, static_cast<int>(std::min<int64_t>(LANES, dim - k))));
+    F a = abs(load_as(x, begin + k, type, lanes_of(dim - k)));
     most = where_nan(a, a, max(a, most));  // max keeps its second where one is NaN
   }
   alignas(64) float lanes[LANES];
@@ -104,46 +105,84 @@ inline float largest_of_row(const void* x, int64_t begin, int type, int64_t dim)
   return found;
 }
 
+// The first n bytes of each lane's number at `to`.
+inline void store_bytes(int8_t* to, I whole, int n) {
+  alignas(16) int8_t part[LANES];
+  store_i8(part, whole);
+  std::memcpy(to, part, n == LANES ? LANES : n);
+}
+
+inline int32_t sum(I a) {
+  alignas(64) int32_t lanes[LANES];
+  store(lanes, a);
+  int32_t total = 0;
+  for (int32_t lane : lanes) total += lane;
+  return total;
+}
+
+// What quantize_row multiplies by, and how far a number may go.
+struct Rounding {
+  F inverse, top, bottom;
+
+  F operator()(F x) const { return min(max(round(mul(x, inverse)), bottom), top); }
+};
+
+// Inputs begin .. end of a row, a group of the weight: as bytes at `out`, of `planes` planes that are `padded` apart;
+// their sums, by plane, at `sums` and `groups` after it.
+template <int planes>
+inline void quantize_group(const Given& g, int64_t row, int64_t begin, int64_t end, const Rounding& rounded,
+                           int8_t* out, int64_t padded, int32_t* sums, int64_t groups) {
+  I high_sum = zero_int(), low_sum = zero_int();
+  for (int64_t k = begin; k < end; k += LANES) {
+    int n = lanes_of(end - k);
+    I high = to_int(rounded(load_as(g.x, row * g.stride + k, g.type, n)));
+    if (planes == 2) {
+      I low = right<24>(left<24>(high));
+      high = right<8>(sub(high, low));
+      low_sum = add(low_sum, low);
+      store_bytes(out + padded + k, low, n);
+    }
+    high_sum = add(high_sum, high);
+    store_bytes(out + k, high, n);
+  }
+  sums[0] = sum(high_sum);
+  if (planes == 2) sums[groups] = sum(low_sum);
+}
+
 // q = round(x / scale), to nearest even, |q| <= largest; scale = max |x| / largest where it is not given. Fills `out`
 // as the mode wants it and gives the scale: NaN or infinite, with q = 0, for a row that is not finite.
 inline float quantize_row(const Given& g, int64_t row, const Weight& w, const Layout& l, int64_t padded, Mode mode,
                           void* out, int32_t* sums) {
   float largest = mode == Mode::PLANES ? LARGEST_OF_TWO : LARGEST;
-  int64_t begin = row * g.stride;
-  float most = largest_of_row(g.x, begin, g.type, w.dim);
+  float most = largest_of_row(g.x, row * g.stride, g.type, w.dim);
   float scale = g.input == STATIC && std::isfinite(most) ? g.scale : most / largest;
-  bool usable = std::isfinite(scale) && scale > 0.0f;
-  F inverse = set1(usable ? 1.0f / scale : 0.0f), top = set1(largest), bottom = set1(-largest);
-  auto bytes = static_cast<int8_t*>(out);
-  int64_t groups = sums ? l.groups : 0;
-  for (int64_t i = 0; i < 2 * groups && sums; i++) sums[i] = 0;
-  for (int64_t k = 0; k < padded; k += LANES) {
-    int n = static_cast<int>(std::min<int64_t>(LANES, std::max<int64_t>(0, w.dim - k)));
-    int wide = static_cast<int>(std::min<int64_t>(LANES, padded - k));
-    F q = n > 0 && usable ? round(mul(load_as(g.x, begin + k, g.type, n), inverse)) : zero();
-    q = min(max(q, bottom), top);
-    if (mode == Mode::INTEGERS) {
-      store(static_cast<float*>(out) + k, q, wide);
-      continue;
+  if (!std::isfinite(scale) || !(scale > 0.0f)) {
+    std::memset(out, 0, mode == Mode::INTEGERS ? padded * 4 : mode == Mode::PLANES ? padded * 2 : padded);
+    if (sums) std::memset(sums, 0, 2 * l.groups * sizeof(int32_t));
+    return scale;
+  }
+  Rounding rounded{set1(1.0f / scale), set1(largest), set1(-largest)};
+  if (mode == Mode::INTEGERS) {
+    auto to = static_cast<float*>(out);
+    for (int64_t k = 0; k < w.dim; k += LANES) {
+      int n = lanes_of(w.dim - k);
+      store_as(to, k, FLOAT32, rounded(load_as(g.x, row * g.stride + k, g.type, n)), n);
     }
-    I whole = to_int(q), low = mode == Mode::PLANES ? right<24>(left<24>(whole)) : zero_int();
-    I high = mode == Mode::PLANES ? right<8>(sub(whole, low)) : whole;
-    alignas(16) int8_t part[LANES];
-    alignas(64) int32_t numbers[2][LANES];
-    store_i8(part, high);
-    std::memcpy(bytes + k, part, wide);
-    store(numbers[0], high);
+    for (int64_t k = w.dim; k < padded; k++) to[k] = 0.0f;
+    return scale;
+  }
+  auto to = static_cast<int8_t*>(out);
+  int64_t span = l.groups > 1 ? l.group : w.dim, tail = padded - w.dim;
+  for (int64_t begin = 0, group = 0; begin < w.dim; begin += span, group++) {
+    int64_t end = std::min(begin + span, w.dim);
     if (mode == Mode::PLANES) {
-      store_i8(part, low);
-      std::memcpy(bytes + padded + k, part, wide);
-      store(numbers[1], low);
-    }
-    for (int i = 0; i < n; i++) {
-      int64_t group = groups > 1 ? (k + i) / l.group : 0;
-      sums[group] += numbers[0][i];
-      if (mode == Mode::PLANES) sums[groups + group] += numbers[1][i];
+      quantize_group<2>(g, row, begin, end, rounded, to, padded, sums + group, l.groups);
+    } else {
+      quantize_group<1>(g, row, begin, end, rounded, to, padded, sums + group, l.groups);
     }
   }
+  std::memset(to + w.dim, 0, tail);
+  if (mode == Mode::PLANES) std::memset(to + padded + w.dim, 0, tail);
   return scale;
 }
 
@@ -492,7 +531,9 @@ inline int64_t panels_of_task(int64_t rows, int64_t panels) {
 }
 
 // Rows of x that are prepared at once: what they take stays within some megabytes.
-inline int64_t rows_at_once(int64_t dim) { return std::max<int64_t>(ROWS, (int64_t{8} << 20) / dim / ROWS * ROWS); }
+inline int64_t rows_at_once(int64_t dim) {
+  return std::max<int64_t>(ROWS, (int64_t{8} << 20) / std::max<int64_t>(dim, 1) / ROWS * ROWS);
+}
 
 // Bytes of two panels of nibbles, a byte each, for a group.
 inline int64_t nibble_scratch(const Layout& l) { return ceil_div(l.group, 8) * 256; }
@@ -518,10 +559,7 @@ inline void each_task(const Product& p, int64_t panels, int64_t stacked, const E
     parallel(columns * slices, [&](int64_t task, int thread) {
       int64_t m = task / columns * ROWS, rows = std::min(ROWS, count - m);
       alignas(64) float small[TILE * MOST_PANELS * LANES];
-      float* out = small;
-      if (rows > TILE) {
-        out = result_after_block(layout, thread);
-      }
+      float* out = rows > TILE ? result_after_block(layout, thread) : small;
       Rows mine = x.from(m, 2 * layout.groups);
       Job job{&w, &layout, &mine, 0, {}, 0, out};
       int64_t c = task % columns * width;
@@ -539,7 +577,7 @@ inline F scaled(const Job& job, int64_t m, int i) {
 
 inline F biased(F y, const Product& p, int64_t column, int64_t width) {
   if (!p.bias) return y;
-  return add(y, load_as(p.bias, column, p.x_type, static_cast<int>(std::min<int64_t>(LANES, width - column))));
+  return add(y, load_as(p.bias, column, p.x_type, lanes_of(width - column)));
 }
 
 inline void linear(const Product& p) {
@@ -548,13 +586,9 @@ inline void linear(const Product& p) {
   each_task(p, ceil_div(width, LANES), 1, [&](const Job& job, int64_t rows, int64_t first) {
     for (int64_t m = 0; m < rows; m++) {
       for (int i = 0; i < job.count; i++) {
-        int64_t column = job.panel[i] * LANES, left = width - column, at = (first + m) * p.y_stride + column;
+        int64_t column = job.panel[i] * LANES;
         F y = biased(scaled(job, m, i), p, column, width);
-        if (left >= LANES) {
-          store_as(p.y, at, p.y_type, y);
-        } else {
-          store_as(p.y, at, p.y_type, y, static_cast<int>(left));
-        }
+        store_as(p.y, (first + m) * p.y_stride + column, p.y_type, y, lanes_of(width - column));
       }
     }
   });

@@ -25,7 +25,7 @@ inline void each_row(int64_t rows, const Fn& fn) {
 
 template <class Fn>
 inline void each_lanes(int64_t width, const Fn& fn) {  // fn(column, how many are there)
-  for (int64_t c = 0; c < width; c += LANES) fn(c, static_cast<int>(std::min<int64_t>(LANES, width - c)));
+  for (int64_t c = 0; c < width; c += LANES) fn(c, lanes_of(width - c));
 }
 
 inline void gather(const Gather& g) {

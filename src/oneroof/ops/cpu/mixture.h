@@ -117,13 +117,13 @@ inline void mix_some(const Mixture& m, int64_t first, int64_t tokens) {
       for (int i = 0; i < job.count; i++) {
         int64_t column = job.panel[i] * LANES;
         store(out + (task.row + r) * dim + column, scaled(job, r, i),
-              static_cast<int>(std::min<int64_t>(LANES, dim - column)));
+              lanes_of(dim - column));
       }
     }
   });
   parallel(tokens, [&](int64_t t, int) {
     for (int64_t c = 0; c < dim; c += LANES) {
-      int n = static_cast<int>(std::min<int64_t>(LANES, dim - c));
+      int n = lanes_of(dim - c);
       F y = zero();
       for (int64_t j = 0; j < m.k; j++) {
         y = fma(set1(m.weights[(first + t) * m.k + j]), load(out + s.place[t * m.k + j] * dim + c, n), y);

@@ -97,7 +97,7 @@ inline void turn_head(float* x, const float* cos, const float* sin, int64_t dim,
   }
   int64_t half = dim / 2;
   for (int64_t i = 0; i < half; i += LANES) {
-    int many = static_cast<int>(std::min<int64_t>(LANES, half - i));
+    int many = lanes_of(half - i);
     F a = load(x + i, many), b = load(x + half + i, many);
     store(x + i, fma(b, load(sin + i, many), mul(a, load(cos + i, many))), many);
     store(x + half + i, fma(a, load(sin + half + i, many), mul(b, load(cos + half + i, many))), many);
@@ -108,12 +108,12 @@ template <int type>
 inline void norm_head(float* x, const void* weight, int64_t dim, float eps) {
   F squares = zero();
   for (int64_t i = 0; i < dim; i += LANES) {
-    F part = load(x + i, static_cast<int>(std::min<int64_t>(LANES, dim - i)));
+    F part = load(x + i, lanes_of(dim - i));
     squares = fma(part, part, squares);
   }
   F factor = set1(root(squares, dim, eps));
   for (int64_t i = 0; i < dim; i += LANES) {
-    int many = static_cast<int>(std::min<int64_t>(LANES, dim - i));
+    int many = lanes_of(dim - i);
     store(x + i, mul(mul(load(x + i, many), factor), part_of<type>(weight, i, dim - i)), many);
   }
 }
@@ -127,14 +127,14 @@ void turn_row(const Heads& h, int64_t row) {
     int64_t start = row * h.stride + head * h.dim;
     bool query = head < h.heads;
     for (int64_t i = 0; i < h.dim; i += LANES) {
-      int many = static_cast<int>(std::min<int64_t>(LANES, h.dim - i));
+      int many = lanes_of(h.dim - i);
       store(x + i, part_of<type>(h.qkv, start + i, h.dim - i), many);
     }
     if (const void* weight = query ? h.q_norm : h.k_norm) norm_head<type>(x, weight, h.dim, h.eps);
     turn_head(x, h.cos + row * h.dim, h.sin + row * h.dim, h.dim, h.interleaved);
     F scale = set1(query && h.query_scale ? h.query_scale[row] : 1.0f);
     for (int64_t i = 0; i < h.dim; i += LANES) {
-      int many = static_cast<int>(std::min<int64_t>(LANES, h.dim - i));
+      int many = lanes_of(h.dim - i);
       put_part<type>(h.qkv, start + i, h.dim - i, mul(load(x + i, many), scale));
     }
   }

@@ -17,6 +17,8 @@ namespace {
 
 constexpr int LANES = 16;
 
+inline int lanes_of(int64_t left) { return static_cast<int>(left < LANES ? left : LANES); }  // of the next sixteen
+
 inline float bf16_to_float(uint16_t x) {
   uint32_t bits = static_cast<uint32_t>(x) << 16;
   float out;
@@ -292,6 +294,7 @@ inline F load_as(const void* p, int64_t i, int type) {
   return type == 1 ? load_bf16(q) : load_f16(q);
 }
 inline F load_as(const void* p, int64_t i, int type, int n) {  // the first n, else 0
+  if (n >= LANES) return load_as(p, i, type);
   if (type == 0) return load(static_cast<const float*>(p) + i, n);
   uint16_t part[16] = {};
   std::memcpy(part, static_cast<const uint16_t*>(p) + i, n * sizeof(uint16_t));
@@ -303,6 +306,7 @@ inline void store_as(void* p, int64_t i, int type, F a) {
   type == 1 ? store_bf16(q, a) : store_f16(q, a);
 }
 inline void store_as(void* p, int64_t i, int type, F a, int n) {
+  if (n >= LANES) return store_as(p, i, type, a);
   if (type == 0) return store(static_cast<float*>(p) + i, a, n);
   uint16_t part[16];
   type == 1 ? store_bf16(part, a) : store_f16(part, a);
