@@ -40,6 +40,11 @@ class KVCache:
     layers: tuple[LayerCache, ...]  # views of it
     scales: Tensor | None = None  # [layers, 2, N, P, K] float32 of an int8 pool
 
+    @cached_property
+    def notes(self) -> dict[str, object]:
+        """What a model keeps about these pools, by a name of its own; empty at first."""
+        return {}
+
     @property
     def page_size(self) -> int:
         """Positions in a page."""

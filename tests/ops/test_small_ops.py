@@ -89,12 +89,20 @@ def test_mixture_has_gradients_where_an_expert_is_idle(width: int) -> None:
     assert gate_up.grad is not None and not gate_up.grad[0].any() and gate_up.grad[1].any()
 
 
+def test_blend_adds_what_the_gate_lets_through() -> None:
+    x, y = torch.randn(3, 5), torch.randn(3, 5)
+    torch.testing.assert_close(ops.blend(x, y, None), x + y)
+    gate = torch.tensor([[0.0], [100.0], [-100.0]])
+    torch.testing.assert_close(ops.blend(x, y, gate), x + torch.tensor([[0.5], [1.0], [0.0]]) * y)
+
+
 def test_route_chooses_with_the_bias_and_weighs_without() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]])
-    weights, chosen = ops.route(p, torch.tensor([[-1.0, 0.0, 0.5]]), 2, True, 1e-12)
+    weights, chosen, found = ops.route(p.log(), torch.tensor([[-1.0, 0.0, 0.5]]), 2, True, 1e-12)
     assert chosen.tolist() == [[2, 1]]
     torch.testing.assert_close(weights, torch.tensor([[0.4, 0.6]]))
-    weights, chosen = ops.route(p, None, 2, False, 0.0)
+    torch.testing.assert_close(found, p)
+    weights, chosen, _ = ops.route(p.log(), None, 2, False, 0.0)
     assert chosen.tolist() == [[0, 1]]
     torch.testing.assert_close(weights, torch.tensor([[0.5, 0.3]]))
 

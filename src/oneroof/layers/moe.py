@@ -51,11 +51,7 @@ class Router(nn.Module):
             scores = self.format.linear(x_TD, None, self.weight.dtype)
         else:
             scores = ops.linear(x_TD.to(self.weight.dtype), self.weight, None)
-        probabilities = scores.softmax(-1, dtype=torch.float32)
-        weights, chosen = ops.route(
-            probabilities, self.choice_bias, facts.top_k, facts.normalize, facts.norm_floor
-        )
-        return Routing(weights, chosen, probabilities)
+        return Routing(*ops.route(scores, self.choice_bias, facts.top_k, facts.normalize, facts.norm_floor))
 
     def table(self) -> Place:
         """Where the checkpoint's tensor goes."""
@@ -99,10 +95,8 @@ class MoE(nn.Module):
             out = ops.mixture(x_TD, routing.weights, routing.chosen, self.gate_up, self.down)
         if self.shared is None:
             return out
-        shared: Tensor = self.shared(x_TD)
-        if self.shared_gate is not None:
-            shared = torch.sigmoid(self.shared_gate(x_TD)) * shared
-        return out + shared
+        gate = self.shared_gate(x_TD) if self.shared_gate is not None else None
+        return ops.blend(out, self.shared(x_TD), gate)
 
     def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `mlp`."""

@@ -6,6 +6,7 @@ Letters: T tokens, R rows, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from oneroof.layers.mlp import MLP
 from oneroof.layers.moe import MoE
 from oneroof.layers.norm import RMSNorm
 from oneroof.layers.rope import Angles, Rotary
+from oneroof.models.replay import replay
 from oneroof.pages import KVCache, LayerCache
 
 
@@ -97,9 +99,16 @@ class Decoder(nn.Module):
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Final hidden states [T, D], normed; `batch.paging` says where in `cache` keys and values go."""
-        angles = self.rotary(batch)
-        x: Tensor = self.embedding(batch.tokens)
-        residual: Tensor | None = None
+        x, angles = self.embedding(batch.tokens), self.rotary(batch)
+        if cache is not None:
+            hidden = replay(self, x, batch, angles, cache)
+            if hidden is not None:
+                return hidden
+        return self.layers(x, batch, angles, cache)
+
+    def layers(self, x_TD: Tensor, batch: Batch, angles: Angles, cache: KVCache | None) -> Tensor:
+        """What comes after the embedding, up to the final norm; [T, D] -> [T, D]."""
+        x, residual = x_TD, cast(Tensor | None, None)
         for i, block in enumerate(self.blocks):
             x, residual = block(x, residual, batch, angles, cache.layers[i] if cache is not None else None)
         assert residual is not None  # there is at least one block

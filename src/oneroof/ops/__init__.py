@@ -3,17 +3,20 @@ backends.
 """
 
 from oneroof.ops.attention import attention
-from oneroof.ops.dispatch import served, use
+from oneroof.ops.dispatch import Recorder, Recording, recorder, served, use
 from oneroof.ops.linear import linear
 from oneroof.ops.matmul import gated_matmul, lookup, matmul, mix
 from oneroof.ops.mixture import mixture, route
 from oneroof.ops.norm import add_rms_norm, rms_norm
-from oneroof.ops.pointwise import swiglu
+from oneroof.ops.pointwise import blend, swiglu
 from oneroof.ops.rotary import qk_norm_rope, rotate
 
 __all__ = [
+    "Recorder",
+    "Recording",
     "add_rms_norm",
     "attention",
+    "blend",
     "gated_matmul",
     "linear",
     "lookup",
@@ -21,6 +24,7 @@ __all__ = [
     "mix",
     "mixture",
     "qk_norm_rope",
+    "recorder",
     "rms_norm",
     "rotate",
     "route",

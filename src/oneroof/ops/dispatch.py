@@ -8,9 +8,9 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 
@@ -62,10 +62,49 @@ def op(reference: Callable[P, R]) -> Op[P, R]:
     return made
 
 
+class Recording(Protocol):
+    """Many ops in a row, noted once and run again without Python between them."""
+
+    def run(
+        self, inputs: Sequence[torch.Tensor | None], rows: int, sequences: int, width: int
+    ) -> torch.Tensor:
+        """What the ops make of `inputs`: as they were when it was made, but for how many rows they have.
+
+        `width` is the number of pages in a row of the table, where that is among them.
+        """
+
+
+class Recorder(Protocol):
+    """A backend's function `record`."""
+
+    def __call__(
+        self,
+        body: Callable[[], torch.Tensor],
+        inputs: Sequence[torch.Tensor | None],
+        rows: int,
+        sequences: int,
+    ) -> Recording | None:
+        """Note what ops `body` calls on `inputs`, which need hold no numbers; it is not computed.
+
+        The inputs have as many `rows` and `sequences` as there will be at most. None where `body` calls what
+        is not an op that the backend serves.
+        """
+
+
+_recorder: Recorder | None = None
+
+
 def use(backend: str, module: ModuleType | None) -> None:
     """Install the functions of `module` that bear an op's name; None restores the references everywhere."""
+    global _recorder
     for name, made in OPS.items():
         made.serve(backend, vars(module).get(name) if module else None)
+    _recorder = vars(module).get("record") if module else None
+
+
+def recorder() -> Recorder | None:
+    """The installed backend's, where it has one."""
+    return _recorder
 
 
 def served() -> dict[str, str]:

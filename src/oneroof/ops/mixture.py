@@ -16,18 +16,19 @@ from oneroof.ops.pointwise import swiglu
 
 @op
 def route(
-    probabilities_TE: Tensor, bias_E: Tensor | None, top_k: int, normalize: bool, floor: float
-) -> tuple[Tensor, Tensor]:
+    scores_TE: Tensor, bias_E: Tensor | None, top_k: int, normalize: bool, floor: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Choose ``top_k(p + bias)`` and weigh them by ``p``, divided by ``max(sum, floor)`` where `normalize`.
 
-    `probabilities` is the float32 softmax over all experts. Gives weights [T, k] float32 and experts [T, k]
-    int64.
+    ``p = softmax(scores)`` over all experts, in float32. Gives weights [T, k] float32, experts [T, k] int64,
+    and p [T, E] float32.
     """
-    chosen = (probabilities_TE if bias_E is None else probabilities_TE + bias_E).topk(top_k, dim=-1).indices
-    weights = probabilities_TE.gather(-1, chosen)
+    p = scores_TE.softmax(-1, dtype=torch.float32)
+    chosen = (p if bias_E is None else p + bias_E).topk(top_k, dim=-1).indices
+    weights = p.gather(-1, chosen)
     if normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=floor)
-    return weights, chosen
+    return weights, chosen, p
 
 
 @op

@@ -144,28 +144,49 @@ def test_swiglu_far_out() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     rows=tokens,
-    experts=st.sampled_from([1, 4, 31, 128]),
+    experts=st.sampled_from([1, 4, 16, 31, 128]),
     top=st.integers(1, 8),
     biased=st.booleans(),
     normalize=st.booleans(),
+    dtype=floats,
+    gap=st.sampled_from([0, 3]),
 )
-def test_route(rows: int, experts: int, top: int, biased: bool, normalize: bool) -> None:
-    p = torch.randn(rows, experts).softmax(-1)
+def test_route(
+    rows: int, experts: int, top: int, biased: bool, normalize: bool, dtype: torch.dtype, gap: int
+) -> None:
+    scores = apart(rows, experts, dtype, gap)
     bias = torch.randn(experts) * 0.1 if biased else None
     top = min(top, experts)
-    found = pointwise.route(p, bias, top, normalize, 1e-9)
+    found = pointwise.route(scores, bias, top, normalize, 1e-9)
     assert isinstance(found, tuple)
-    weights, chosen = ops.route.reference(p, bias, top, normalize, 1e-9)
-    assert torch.equal(found[1], chosen)
-    torch.testing.assert_close(found[0], weights, rtol=1e-6, atol=0)
+    weights, chosen, p = found
+    expected = ops.route.reference(scores, bias, top, normalize, 1e-9)
+    torch.testing.assert_close(p, expected[2], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weights.sort(-1).values, expected[0].sort(-1).values, rtol=1e-5, atol=1e-7)
+    ranks = p if bias is None else p + bias
+    assert torch.equal(ranks.gather(1, chosen), ranks.topk(top).values)
+    own = p.gather(1, chosen)
+    torch.testing.assert_close(weights, own / own.sum(-1, keepdim=True) if normalize else own)
 
 
 def test_route_of_equals_and_of_what_is_no_number() -> None:
-    p = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, torch.nan, 0.3], [0.0, 0.0, 0.0, 0.0]])
-    found = pointwise.route(p, None, 2, True, 1e-9)
+    odd, low = torch.nan, -torch.inf
+    scores = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.1, 0.2, odd, 0.3], [low, 5.0, low, low], [low] * 4])
+    found = pointwise.route(scores, None, 2, True, 1e-9)
     assert isinstance(found, tuple)
-    assert found[1].tolist() == [[0, 1], [2, 3], [0, 1]]
-    assert found[0][1].isnan().all() and found[0][2].tolist() == [0.0, 0.0]
+    assert found[1].tolist() == [[0, 1], [0, 1], [1, 0], [0, 1]]
+    assert found[0].tolist()[0] == [0.5, 0.5] and found[0].tolist()[2] == [1.0, 0.0]
+    assert found[2][1].isnan().all() and found[2][3].isnan().all() and found[0][1].isnan().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=tokens, width=widths, dtype=floats, gap=st.sampled_from([0, 3]), gated=st.booleans())
+def test_blend(rows: int, width: int, dtype: torch.dtype, gap: int, gated: bool) -> None:
+    x, y = apart(rows, width, dtype, gap), apart(rows, width, dtype, 0)
+    gate = apart(rows, 1, dtype, gap) * 4 if gated else None
+    found = pointwise.blend(x, y, gate)
+    assert isinstance(found, Tensor)
+    close(found, ops.blend.reference(x.float(), y.float(), gate.float() if gate is not None else None), dtype)
 
 
 @settings(max_examples=60, deadline=None)

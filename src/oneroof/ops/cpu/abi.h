@@ -97,6 +97,43 @@ struct Heads {  // norm of q and k, rope, logn scale: in place, on the fused qkv
   float eps;
 };
 
+struct Swiglu {
+  const void* gate_up;  // [T, 2F], rows `stride` elements apart
+  void* y;              // [T, F]
+  int64_t tokens, width, stride;
+  int32_t type;
+};
+
+struct Routing {
+  const void* scores;    // [T, E], rows `stride` elements apart
+  const float* bias;     // [E], added where experts are chosen; or null
+  float* probabilities;  // [T, E] softmax of the scores
+  float* weights;        // [T, k]
+  int64_t* chosen;       // [T, k]
+  int64_t tokens, experts, k, stride;
+  int32_t type, normalize;
+  float floor;  // of the sum that weights are divided by
+};
+
+struct Blend {
+  const void* x;     // [T, D]
+  const void* y;     // [T, D]
+  const void* gate;  // [T], `gate_stride` elements apart, or null: 1
+  void* out;         // [T, D] x + sigmoid(gate) * y
+  int64_t tokens, dim, x_stride, y_stride, gate_stride;
+  int32_t type;
+};
+
+// A forward as the kernels that it calls: those of the border that take one structure.
+struct Command {
+  void (*kernel)(const void*);
+  const void* structure;
+};
+struct Patch {  // *field = values[value] + offset, before the first command
+  int64_t* field;
+  int64_t value, offset;
+};
+
 struct Training;  // training.h
 
 struct Kernels {
@@ -107,11 +144,11 @@ struct Kernels {
   void (*attention)(const Attention&);
   void (*rms_norm)(const Norm&);
   void (*heads)(const Heads&);
-  void (*swiglu)(const void* gate_up, void* y, int64_t tokens, int64_t width, int64_t stride, int32_t type);
+  void (*swiglu)(const Swiglu&);
   void (*lookup)(const Weight&, const int64_t* tokens, int64_t count, void* y, int32_t y_type);
   void (*argmax)(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value);
-  void (*route)(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k,
-                int32_t normalize, float floor, float* weights, int64_t* chosen);
+  void (*route)(const Routing&);
+  void (*blend)(const Blend&);
   double (*read_memory)(const void* data, int64_t bytes);
   double (*multiply_add)(int64_t rounds);
   int (*check)();  // 0: a small run of each kernel gave the right numbers

@@ -5,14 +5,13 @@ What does not change from layer to layer is put down once a batch. Letters as in
 
 from __future__ import annotations
 
-from ctypes import addressof
 from math import sqrt
 
 import torch
 from torch import Tensor
 
 from oneroof.batch import Batch
-from oneroof.ops.cpu.entry import DECLINED, Declined, kernel
+from oneroof.ops.cpu.entry import DECLINED, Declined, launch
 from oneroof.ops.cpu.structures import KINDS, Attention
 from oneroof.pages import LayerCache
 
@@ -51,7 +50,7 @@ def attention(
     if layer is not None:
         s.key_pool, s.value_pool, s.key_scales, s.value_scales = layer.addresses
         s.pool_type = layer.kind
-    kernel("oneroof_attention")(call.address)
+    launch("oneroof_attention", s, cache)
     return out
 
 
@@ -63,7 +62,6 @@ class _Call:
 
     def __init__(self, batch: Batch, cached: bool) -> None:
         self.structure = s = Attention()
-        self.address = addressof(s)
         self.heads: tuple[int, int, int, torch.dtype] | None = None
         bounds, lengths = batch.bounds.to(torch.int32).contiguous(), batch.lengths.contiguous()
         positions = batch.positions.contiguous()

@@ -11,14 +11,16 @@ import torch
 
 from oneroof.ops.cpu.attention import attention
 from oneroof.ops.cpu.library import native
-from oneroof.ops.cpu.pointwise import add_rms_norm, qk_norm_rope, rms_norm, route, swiglu
+from oneroof.ops.cpu.pointwise import add_rms_norm, blend, qk_norm_rope, rms_norm, route, swiglu
 from oneroof.ops.cpu.products import gated_matmul, lookup, matmul, mix
+from oneroof.ops.cpu.recording import record
 from oneroof.ops.cpu.training import linear, mixture
 from oneroof.ops.dispatch import use
 
 __all__ = [
     "add_rms_norm",
     "attention",
+    "blend",
     "gated_matmul",
     "install",
     "linear",
@@ -27,6 +29,7 @@ __all__ = [
     "mix",
     "mixture",
     "qk_norm_rope",
+    "record",
     "rms_norm",
     "route",
     "set_threads",

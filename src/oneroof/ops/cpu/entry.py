@@ -1,11 +1,15 @@
-"""The library's kernels as Python functions with their types; what each takes is told in abi.h."""
+"""The library's kernels as Python functions with their types; what each takes is told in abi.h.
+
+A kernel that takes one structure is called at once, or noted on the tape of the recording that is being made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from contextvars import ContextVar
+from ctypes import Structure, addressof, c_int32, c_int64, c_void_p
 from functools import cache
-from typing import cast
+from typing import NamedTuple, cast
 
 from oneroof.ops.cpu.library import native
 
@@ -16,24 +20,22 @@ class Declined:
 
 DECLINED = cast(Declined, NotImplemented)
 _STRUCTURE = (c_void_p,)
-_TAKES = {
-    "oneroof_attention": _STRUCTURE,
-    "oneroof_rms_norm": _STRUCTURE,
-    "oneroof_heads": _STRUCTURE,
-    "oneroof_linear": _STRUCTURE,
-    "oneroof_gated": _STRUCTURE,
-    "oneroof_mixture": _STRUCTURE,
-    "oneroof_multiply": _STRUCTURE,
-    "oneroof_gather": _STRUCTURE,
-    "oneroof_gate": _STRUCTURE,
+_TAKES = {  # what does not take one structure
     "oneroof_lookup": (c_void_p, c_void_p, c_int64, c_void_p, c_int32),
-    "oneroof_swiglu": (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32),
     "oneroof_argmax": (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p),
-    "oneroof_route": (
-        *(c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32, c_float),
-        *(c_void_p, c_void_p),
-    ),
+    "oneroof_run": (c_void_p, c_int64, c_void_p, c_int64, c_void_p),
 }
+
+
+class Noted(NamedTuple):
+    """A call that was not made; `kept` is what constant addresses of its structure point to."""
+
+    name: str
+    structure: Structure
+    kept: tuple[object, ...]
+
+
+tape: ContextVar[list[Noted] | None] = ContextVar("tape", default=None)
 
 
 @cache
@@ -42,6 +44,15 @@ def kernel(name: str) -> Callable[..., None]:
     found = native()
     assert found is not None
     function = found.lib[name]
-    function.argtypes, function.restype = _TAKES[name], None
+    function.argtypes, function.restype = _TAKES.get(name, _STRUCTURE), None
     made: Callable[..., None] = function
     return made
+
+
+def launch(name: str, structure: Structure, *kept: object) -> None:
+    """Call the kernel `name`; the addresses of `kept` in `structure` stay the same from run to run."""
+    noted = tape.get()
+    if noted is None:
+        kernel(name)(addressof(structure))
+    else:
+        noted.append(Noted(name, type(structure).from_buffer_copy(structure), kept))

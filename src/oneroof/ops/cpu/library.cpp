@@ -75,18 +75,19 @@ EXPORT void oneroof_mixture(const Mixture* m) { active->mixture(*m); }
 EXPORT void oneroof_attention(const Attention* a) { active->attention(*a); }
 EXPORT void oneroof_rms_norm(const Norm* n) { active->rms_norm(*n); }
 EXPORT void oneroof_heads(const Heads* h) { active->heads(*h); }
-EXPORT void oneroof_swiglu(const void* gate_up, void* y, int64_t tokens, int64_t width, int64_t stride, int32_t type) {
-  active->swiglu(gate_up, y, tokens, width, stride, type);
-}
+EXPORT void oneroof_swiglu(const Swiglu* s) { active->swiglu(*s); }
+EXPORT void oneroof_route(const Routing* r) { active->route(*r); }
+EXPORT void oneroof_blend(const Blend* b) { active->blend(*b); }
 EXPORT void oneroof_lookup(const Weight* w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
   active->lookup(*w, tokens, count, y, y_type);
 }
 EXPORT void oneroof_argmax(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value) {
   active->argmax(x, rows, width, stride, best, value);
 }
-EXPORT void oneroof_route(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k,
-                          int32_t normalize, float floor, float* weights, int64_t* chosen) {
-  active->route(probabilities, bias, tokens, experts, k, normalize, floor, weights, chosen);
+EXPORT void oneroof_run(const Command* commands, int64_t count, const Patch* patches, int64_t places,
+                        const int64_t* values) {
+  for (int64_t i = 0; i < places; i++) *patches[i].field = values[patches[i].value] + patches[i].offset;
+  for (int64_t i = 0; i < count; i++) commands[i].kernel(commands[i].structure);
 }
 EXPORT double oneroof_read_memory(const void* data, int64_t bytes) { return active->read_memory(data, bytes); }
 EXPORT double oneroof_multiply_add(int64_t rounds) { return active->multiply_add(rounds); }

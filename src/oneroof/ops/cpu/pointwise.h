@@ -158,12 +158,34 @@ void swiglu_row(const void* gate_up, void* y, int64_t from, int64_t to, int64_t 
   }
 }
 
-void swiglu(const void* gate_up, void* y, int64_t tokens, int64_t width, int64_t stride, int32_t type) {
+void swiglu(const Swiglu& s) {
   Call call;
-  over_rows(tokens, 8 * width, [&](int64_t first, int64_t end) {  // an exponential and a division are work
-    with_type(type, [&](auto t) {
+  over_rows(s.tokens, 8 * s.width, [&](int64_t first, int64_t end) {  // an exponential and a division are work
+    with_type(s.type, [&](auto type) {
       for (int64_t row = first; row < end; row++) {
-        swiglu_row<decltype(t)::value>(gate_up, y, row * stride, row * width, width);
+        swiglu_row<decltype(type)::value>(s.gate_up, s.y, row * s.stride, row * s.width, s.width);
+      }
+    });
+  });
+}
+
+void blend(const Blend& b) {
+  Call call;
+  over_rows(b.tokens, b.dim, [&](int64_t first, int64_t end) {
+    with_type(b.type, [&](auto type) {
+      constexpr int32_t T = decltype(type)::value;
+      for (int64_t row = first; row < end; row++) {
+        int64_t x = row * b.x_stride, y = row * b.y_stride, out = row * b.dim;
+        F weight = set1(1.0f);
+        if (b.gate) {
+          alignas(64) float gate[LANES];
+          store(gate, part_of<T>(b.gate, row * b.gate_stride, 1));
+          weight = div(weight, add(weight, exp(set1(-gate[0]))));
+        }
+        for (int64_t i = 0; i < b.dim; i += LANES) {
+          F part = part_of<T>(b.y, y + i, b.dim - i), onto = part_of<T>(b.x, x + i, b.dim - i);
+          put_part<T>(b.out, out + i, b.dim - i, fma(weight, part, onto));
+        }
       }
     });
   });
@@ -232,19 +254,46 @@ inline void choose(const float* p, const float* bias, int64_t experts, int64_t k
   }
 }
 
-void route(const float* probabilities, const float* bias, int64_t tokens, int64_t experts, int64_t k,
-           int32_t normalize, float floor, float* weights, int64_t* chosen) {
+// p = softmax of a row of scores, in float32; one order of sums, whatever the other rows.
+template <int32_t type>
+inline void softmax_row(const void* scores, int64_t from, int64_t width, float* p) {
+  F top = set1(-INFINITY), total = zero(), odd = zero();
+  for (int64_t i = 0; i < width; i += LANES) {
+    F part = part_of<type>(scores, from + i, width - i);
+    if (width - i < LANES) part = keep_first(part, lanes_of(width - i), set1(-INFINITY));
+    top = max(part, top);
+    odd = where_nan(part, part, odd);
+  }
+  F largest_of_all = set1(largest(top));
+  for (int64_t i = 0; i < width; i += LANES) {
+    int many = lanes_of(width - i);
+    F part = exp(sub(part_of<type>(scores, from + i, width - i), largest_of_all));
+    if (many < LANES) part = keep_first(part, many, zero());
+    store(p + i, part, many);
+    total = add(total, part);
+  }
+  float factor = std::isnan(sum(odd)) ? NAN : 1.0f / sum(total);
+  for (int64_t i = 0; i < width; i += LANES) {
+    int many = lanes_of(width - i);
+    store(p + i, mul(load(p + i, many), set1(factor)), many);
+  }
+}
+
+void route(const Routing& r) {
   Call call;
-  over_rows(tokens, 4 * experts, [&](int64_t first, int64_t end) {
+  over_rows(r.tokens, 8 * r.experts, [&](int64_t first, int64_t end) {
     for (int64_t row = first; row < end; row++) {
-      const float* p = probabilities + row * experts;
-      float* w = weights + row * k;
-      choose(p, bias, experts, k, w, chosen + row * k);
+      float *p = r.probabilities + row * r.experts, *w = r.weights + row * r.k;
+      int64_t* chosen = r.chosen + row * r.k;
+      with_type(r.type, [&](auto type) {
+        softmax_row<decltype(type)::value>(r.scores, row * r.stride, r.experts, p);
+      });
+      choose(p, r.bias, r.experts, r.k, w, chosen);
       float total = 0.0f;
-      for (int64_t i = 0; i < k; i++) total += w[i] = p[chosen[row * k + i]];
-      if (!normalize) continue;
-      if (total < floor) total = floor;
-      for (int64_t i = 0; i < k; i++) w[i] /= total;
+      for (int64_t i = 0; i < r.k; i++) total += w[i] = p[chosen[i]];
+      if (!r.normalize) continue;
+      if (total < r.floor) total = r.floor;
+      for (int64_t i = 0; i < r.k; i++) w[i] /= total;
     }
   });
 }

@@ -6,13 +6,11 @@ MLP, H heads, K kv heads, d head dim, E experts, k chosen.
 
 from __future__ import annotations
 
-from ctypes import addressof
-
 import torch
 from torch import Tensor
 
-from oneroof.ops.cpu.entry import DECLINED, Declined, kernel
-from oneroof.ops.cpu.structures import KINDS, Heads, Norm
+from oneroof.ops.cpu.entry import DECLINED, Declined, kernel, launch
+from oneroof.ops.cpu.structures import KINDS, Blend, Heads, Norm, Routing, Swiglu
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_DIM = 1024  # of a head: MOST_DIM of pointwise.h
@@ -27,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | Declined:
         *(x.data_ptr(), 0, weight.data_ptr(), out.data_ptr(), 0),
         *(rows[0], x.shape[-1], rows[1], 0, KINDS[x.dtype], eps),
     )
-    kernel("oneroof_rms_norm")(addressof(norm))
+    launch("oneroof_rms_norm", norm, weight)
     return out
 
 
@@ -46,7 +44,7 @@ def add_rms_norm(
         *(x_TD.data_ptr(), residual_TD.data_ptr(), weight.data_ptr(), out.data_ptr(), total.data_ptr()),
         *(rows[0], x_TD.shape[-1], rows[1], others[1], KINDS[x_TD.dtype], eps),
     )
-    kernel("oneroof_rms_norm")(addressof(norm))
+    launch("oneroof_rms_norm", norm, weight)
     return out, total
 
 
@@ -58,8 +56,10 @@ def swiglu(gate_up: Tensor) -> Tensor | Declined:
         return DECLINED
     width = gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype)
-    kind = KINDS[gate_up.dtype]
-    kernel("oneroof_swiglu")(gate_up.data_ptr(), out.data_ptr(), rows[0], width, rows[1], kind)
+    launch(
+        "oneroof_swiglu",
+        Swiglu(gate_up.data_ptr(), out.data_ptr(), rows[0], width, rows[1], KINDS[gate_up.dtype]),
+    )
     return out
 
 
@@ -92,28 +92,47 @@ def qk_norm_rope(
         *(qkv_TR.data_ptr(), tokens, qkv_TR.stride(0), heads, kv_heads, dim),
         *(cos, sin, q_norm, k_norm, scale, KINDS[dtype], interleaved, eps),
     )
-    kernel("oneroof_heads")(addressof(rows))
+    launch("oneroof_heads", rows, q_norm_d, k_norm_d)
     q, k, v = qkv_TR.view(tokens, every, dim).split_with_sizes((heads, kv_heads, kv_heads), 1)
     return q, k, v
 
 
 def route(
-    probabilities_TE: Tensor, bias_E: Tensor | None, top_k: int, normalize: bool, floor: float
-) -> tuple[Tensor, Tensor] | Declined:
+    scores_TE: Tensor, bias_E: Tensor | None, top_k: int, normalize: bool, floor: float
+) -> tuple[Tensor, Tensor, Tensor] | Declined:
     """As `ops.route`; of equal experts the first is chosen."""
-    p = probabilities_TE
-    if not p.is_cpu or p.dtype != torch.float32 or not p.is_contiguous() or top_k > p.shape[1]:
+    x = scores_TE
+    if not x.is_cpu or x.dtype not in _FLOATS or x.stride(1) != 1 or top_k > x.shape[1]:
         return DECLINED
-    if bias_E is not None and (bias_E.dtype != torch.float32 or not bias_E.is_contiguous()):
+    bias = _address(bias_E, torch.float32)
+    if bias is None:
         return DECLINED
-    weights = torch.empty((p.shape[0], top_k))
-    chosen = torch.empty((p.shape[0], top_k), dtype=torch.int64)
-    bias = 0 if bias_E is None else bias_E.data_ptr()
-    kernel("oneroof_route")(
-        *(p.data_ptr(), bias, p.shape[0], p.shape[1], top_k, normalize, floor),
-        *(weights.data_ptr(), chosen.data_ptr()),
+    tokens, experts = x.shape
+    probabilities = torch.empty(tokens, experts)
+    weights, chosen = torch.empty(tokens, top_k), torch.empty(tokens, top_k, dtype=torch.int64)
+    routing = Routing(
+        *(x.data_ptr(), bias, probabilities.data_ptr(), weights.data_ptr(), chosen.data_ptr()),
+        *(tokens, experts, top_k, x.stride(0), KINDS[x.dtype], normalize, floor),
     )
-    return weights, chosen
+    launch("oneroof_route", routing, bias_E)
+    return weights, chosen, probabilities
+
+
+def blend(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor | None) -> Tensor | Declined:
+    """As `ops.blend`, rounded once."""
+    x, y, gate = x_TD, y_TD, gate_T1
+    if not x.is_cpu or x.dtype not in _FLOATS or y.dtype != x.dtype or x.stride(1) != 1 or y.stride(1) != 1:
+        return DECLINED
+    if gate is not None and gate.dtype != x.dtype:
+        return DECLINED
+    out = torch.empty(x.shape, dtype=x.dtype)
+    address, between = (0, 0) if gate is None else (gate.data_ptr(), gate.stride(0))
+    both = Blend(
+        *(x.data_ptr(), y.data_ptr(), address, out.data_ptr()),
+        *(*x.shape, x.stride(0), y.stride(0), between, KINDS[x.dtype]),
+    )
+    launch("oneroof_blend", both)
+    return out
 
 
 def argmax(x_SV: Tensor) -> tuple[Tensor, Tensor] | Declined:

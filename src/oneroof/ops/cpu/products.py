@@ -10,7 +10,7 @@ from ctypes import addressof
 import torch
 from torch import Tensor
 
-from oneroof.ops.cpu.entry import DECLINED, Declined, kernel
+from oneroof.ops.cpu.entry import DECLINED, Declined, kernel, launch
 from oneroof.ops.cpu.pointwise import swiglu
 from oneroof.ops.cpu.structures import KINDS, Mixture, Product, Weight
 from oneroof.ops.matmul import Input
@@ -65,7 +65,7 @@ def mix(
         *(weights.data_ptr(), chosen.data_ptr(), tokens, k, x_TD.stride(0), down.rows),
         *(KINDS[x_TD.dtype], KINDS[x_TD.dtype], _HOW[how.kind], how.scale, inner.scale),
     )
-    kernel("oneroof_mixture")(addressof(mixture))
+    launch("oneroof_mixture", mixture, gate_up, down)
     return out
 
 
@@ -101,7 +101,7 @@ def _product(
         *(_weight(weight), x_TK.data_ptr(), out.data_ptr(), bias_N.data_ptr() if bias_N is not None else 0),
         *(tokens, x_TK.stride(0), outputs, KINDS[x_TK.dtype], KINDS[dtype], _HOW[how.kind], how.scale),
     )
-    kernel(name)(addressof(product))
+    launch(name, product, weight, bias_N)
     return out
 
 

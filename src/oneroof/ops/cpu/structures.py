@@ -141,3 +141,64 @@ class Heads(Structure):
         ("interleaved", c_int32),
         ("eps", c_float),
     ]
+
+
+class Swiglu(Structure):
+    """Rows of two halves."""
+
+    _fields_ = [
+        ("gate_up", c_void_p),
+        ("y", c_void_p),
+        ("tokens", c_int64),
+        ("width", c_int64),
+        ("stride", c_int64),
+        ("type", c_int32),
+    ]
+
+
+class Routing(Structure):
+    """Scores of experts, and what follows from them."""
+
+    _fields_ = [
+        ("scores", c_void_p),
+        ("bias", c_void_p),
+        ("probabilities", c_void_p),
+        ("weights", c_void_p),
+        ("chosen", c_void_p),
+        ("tokens", c_int64),
+        ("experts", c_int64),
+        ("k", c_int64),
+        ("stride", c_int64),
+        ("type", c_int32),
+        ("normalize", c_int32),
+        ("floor", c_float),
+    ]
+
+
+class Blend(Structure):
+    """Two addends, the second with a gate or none."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("gate", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("dim", c_int64),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        ("gate_stride", c_int64),
+        ("type", c_int32),
+    ]
+
+
+class Command(Structure):
+    """A kernel of those that take one structure, and its structure."""
+
+    _fields_ = [("kernel", c_void_p), ("structure", c_void_p)]
+
+
+class Patch(Structure):
+    """A place of a structure that is written anew before each run."""
+
+    _fields_ = [("field", c_void_p), ("value", c_int64), ("offset", c_int64)]

@@ -1,0 +1,102 @@
+"""Recordings of native kernels: what they run is what ops give one by one, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import filled
+from native_kernels import with_kernels
+from torch import Tensor
+
+from oneroof import ops
+from oneroof.ops.cpu import backend
+from oneroof.ops.cpu.recording import CpuRecording, _arrange, record
+from oneroof.ops.matmul import FLOAT
+
+pytestmark = with_kernels
+
+ROWS, DIM = 12, 48
+WEIGHT = filled("int8", (1, 2 * DIM, DIM), "panels")
+NORM = torch.rand(DIM)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _served() -> Iterator[None]:
+    backend.install()
+    yield
+    ops.use("reference", None)
+
+
+def body(x: Tensor) -> Tensor:
+    total = x
+    for _ in range(5):
+        gated = ops.gated_matmul(ops.rms_norm(x, NORM, 1e-6), WEIGHT, None, FLOAT)
+        x, total = ops.add_rms_norm(gated, total, NORM, 1e-6)
+    return ops.blend(x, total, ops.matmul(x, WEIGHT, None, FLOAT, x.dtype)[:, 3:4])
+
+
+def recorded() -> CpuRecording:
+    x = torch.empty(ROWS, DIM)
+    made = record(lambda: body(x), (x, None), ROWS, ROWS)
+    assert made is not None
+    return made
+
+
+def test_any_number_of_rows_to_the_bit() -> None:
+    recording = recorded()
+    for rows in (ROWS, 1, 5, 2, ROWS):
+        x = torch.randn(rows, DIM)
+        assert torch.equal(recording.run((x, None), rows, 0, 0), body(x))
+
+
+def test_results_are_the_callers_own() -> None:
+    recording, x = recorded(), torch.randn(2, DIM)
+    first = recording.run((x, None), 2, 0, 0)
+    kept = first.clone()
+    recording.run((-x, None), 2, 0, 0)
+    assert torch.equal(first, kept)
+
+
+def test_memory_is_used_again() -> None:
+    """Five rounds make 22 tensors; no more than five are alive at once."""
+    assert recorded().nbytes <= 6 * ROWS * 2 * DIM * 4 + 64
+
+
+def test_what_is_no_kernel_is_not_recorded() -> None:
+    x = torch.empty(ROWS, DIM)
+    assert record(lambda: body(x) + 1, (x,), ROWS, ROWS) is None
+    assert record(lambda: body(x.double().float()), (x,), ROWS, ROWS) is None
+    assert record(lambda: x, (x,), ROWS, ROWS) is None  # made by no kernel
+
+
+def test_nothing_is_computed_meanwhile() -> None:
+    x, y = torch.zeros(ROWS, DIM), torch.full((ROWS, DIM), 7.0)
+    qkv = torch.ones(ROWS, 3 * 16)
+
+    def in_place() -> Tensor:
+        angles = torch.empty(ROWS, 1, 16)
+        ops.qk_norm_rope(qkv, 1, 1, None, None, 1e-6, angles, angles, False, None)
+        return ops.blend(x, y, None)
+
+    assert record(in_place, (x, y), ROWS, ROWS) is not None
+    assert torch.equal(qkv, torch.ones(ROWS, 3 * 16))
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6), st.integers(1, 500)), min_size=0, max_size=25)
+)
+def test_what_is_in_use_together_lies_apart(buffers: list[tuple[int, int, int]]) -> None:
+    lives = {i: (first, first + more) for i, (first, more, _) in enumerate(buffers)}
+    sizes = {i: size for i, (_, _, size) in enumerate(buffers)}
+    places, whole = _arrange(lives, sizes)
+    for a, (first, last) in lives.items():
+        assert places[a] % 64 == 0 and places[a] + sizes[a] <= whole
+        for b in range(a):
+            together = lives[b][0] <= last and lives[b][1] >= first
+            apart = places[a] + sizes[a] <= places[b] or places[b] + sizes[b] <= places[a]
+            assert apart or not together
