@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from oneroof import ops
 from oneroof.engine.answer import BAD
 from oneroof.engine.draws import Draw
 from oneroof.engine.penalties import Penalties, penalize
@@ -64,7 +65,7 @@ def sample(logits: Tensor, settings: Settings, lengths: Tensor, history: Tensor 
         rows = settings.penalties.rows
         changed = penalize(logits[rows], settings.penalties, history[rows], lengths[rows])
         logits = logits.index_copy(0, rows, changed)
-    best, tokens = logits.max(-1)
+    best, tokens = ops.largest(logits)
     for draw in settings.draws:
         if draw.rows is None:
             tokens = draw.tokens(logits, lengths)

@@ -8,7 +8,7 @@ from oneroof.ops.linear import linear
 from oneroof.ops.matmul import gated_matmul, lookup, matmul, mix
 from oneroof.ops.mixture import mixture, route
 from oneroof.ops.norm import add_rms_norm, rms_norm
-from oneroof.ops.pointwise import blend, swiglu
+from oneroof.ops.pointwise import blend, largest, swiglu
 from oneroof.ops.rotary import qk_norm_rope, rotate
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "attention",
     "blend",
     "gated_matmul",
+    "largest",
     "linear",
     "lookup",
     "matmul",

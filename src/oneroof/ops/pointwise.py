@@ -1,6 +1,7 @@
-"""Element by element: the activation between an MLP's products, and the sum of two of them.
+"""Element by element: the activation between an MLP's products, and the sum of two of them; the largest of a
+row.
 
-Letters: T tokens, D model width, F width of an MLP.
+Letters: T tokens, D model width, F width of an MLP, S rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,3 +24,10 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def blend(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor | None) -> Tensor:
     """``x + sigmoid(gate) * y``, or ``x + y``: the routed experts and the one that every token visits."""
     return x_TD + (y_TD if gate_T1 is None else torch.sigmoid(gate_T1) * y_TD)
+
+
+@op
+def largest(x_SV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row and its place, [S] and [S] int64; NaN is larger than all."""
+    values, places = x_SV.max(-1)
+    return values, places

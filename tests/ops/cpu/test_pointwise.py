@@ -196,7 +196,7 @@ def test_blend(rows: int, width: int, dtype: torch.dtype, gap: int, gated: bool)
     gap=st.sampled_from([0, 7]),
     kind=st.sampled_from(["plain", "equal", "nan", "nothing", "infinite"]),
 )
-def test_argmax(rows: int, width: int, gap: int, kind: str) -> None:
+def test_largest(rows: int, width: int, gap: int, kind: str) -> None:
     x = apart(rows, width, torch.float32, gap)
     if kind == "equal":
         x = x.round()
@@ -206,7 +206,7 @@ def test_argmax(rows: int, width: int, gap: int, kind: str) -> None:
         x[:] = -torch.inf
     if kind == "infinite":
         x[:, width // 2] = torch.inf
-    found = pointwise.argmax(x)
+    found = pointwise.largest(x)
     assert isinstance(found, tuple)
     values, places = found
     torch.testing.assert_close(values, x.amax(-1), rtol=0, atol=0, equal_nan=True)

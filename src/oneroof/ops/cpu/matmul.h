@@ -244,9 +244,9 @@ struct Job {
   float* row(int64_t m) const { return out + m * count * LANES; }
 
   // Panels first .. first + some, each with those that are `apart` behind it, `stacked` in all. They are taken in an
-  // order in which each of the four streams of a tile goes through neighbours, as long a way as there is.
-  void take(int64_t first, int64_t some, int64_t apart, int64_t stacked) {
-    int64_t streams = 4 / stacked;
+  // order in which each of a tile's `streams` goes through neighbours, as long a way as there is.
+  void take(int64_t first, int64_t some, int64_t apart, int64_t stacked, int64_t streams) {
+    streams = std::max<int64_t>(1, streams / stacked);
     bool even = some % streams == 0;
     for (int64_t i = 0; i < some; i++) {
       int64_t column = first + (even ? i % streams * (some / streams) + i / streams : i);
@@ -349,7 +349,7 @@ inline void decode_block(const Job& job, int i, int64_t begin, int64_t end, int6
   Step step = step_of<Step>(job, i, group);
   const uint8_t* p = job.data(i) + begin / Step::inputs * Step::bytes;
   for (int64_t k = begin; k < end; k += Step::inputs, p += Step::bytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(p + AHEAD), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p + AHEAD), _MM_HINT_T1);
     F w[Step::inputs];
     step.decode(p, w);
     for (int j = 0; j < Step::inputs; j++) store(out + (k - begin + j) * LANES, w[j]);
@@ -390,10 +390,17 @@ inline void blocked(const Job& job, int64_t rows, int thread) {
   }
 }
 
+constexpr int word_panels(int rows, int planes) { return rows * planes <= 6 ? 4 : 2; }
+
+// Panels that a task's tiles have side by side.
+constexpr int streams_of(Mode mode, int64_t rows) {
+  int few = static_cast<int>(std::min<int64_t>(rows, TILE + 1));
+  bool floats = mode == Mode::FLOATS || mode == Mode::INTEGERS;
+  return floats ? side_by_side(few) : word_panels(few, mode == Mode::PLANES ? 2 : 1);
+}
+
 #if defined(__AVX512VNNI__)
 constexpr int tile_rows(int planes) { return TILE / planes; }
-
-constexpr int word_panels(int rows, int planes) { return rows * planes <= 6 ? 4 : 2; }
 
 // Whole numbers of P planes, times the scale; a group is added to those before it.
 template <int P>
@@ -563,7 +570,7 @@ inline void each_task(const Product& p, int64_t panels, int64_t stacked, const E
       Rows mine = x.from(m, 2 * layout.groups);
       Job job{&w, &layout, &mine, 0, {}, 0, out};
       int64_t c = task % columns * width;
-      job.take(c, std::min(width, panels - c), panels, stacked);
+      job.take(c, std::min(width, panels - c), panels, stacked, streams_of(x.mode, rows));
       compute(job, rows, thread);
       epilogue(job, rows, first + m);
     });

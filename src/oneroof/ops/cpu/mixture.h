@@ -72,7 +72,7 @@ inline void each_expert(const Weight& w, const Sorting& s, const Rows& x, bool o
     int64_t from = one_row ? 0 : task.row;
     Rows mine = x.from(from, 2 * layout.groups);
     Job job{&w, &layout, &mine, task.expert, {}, 0, out};
-    job.take(task.panel, task.count, panels, stacked);
+    job.take(task.panel, task.count, panels, stacked, streams_of(x.mode, task.rows));
     compute(job, task.rows, thread);
     epilogue(job, task);
   });

@@ -13,7 +13,7 @@ namespace oneroof {
 namespace ONEROOF_VARIANT {
 namespace {
 
-constexpr int64_t AHEAD = 1024;  // bytes that are fetched ahead in each stream of weights
+constexpr int64_t AHEAD = 4096;  // bytes that are fetched ahead in each stream of weights, to the second level
 
 struct Float32Step {
   static constexpr int inputs = 1, bytes = 64;
@@ -96,7 +96,7 @@ struct Streams {
   void fetch(int n, int64_t s, int64_t steps) const {
     int64_t ahead = s * bytes + AHEAD, size = steps * bytes;
     const uint8_t* p = ahead < size ? at[n] + ahead : next[n] + (ahead - size);
-    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
   }
 };
 

@@ -135,8 +135,8 @@ def blend(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor | None) -> Tensor | Declin
     return out
 
 
-def argmax(x_SV: Tensor) -> tuple[Tensor, Tensor] | Declined:
-    """``x.max(-1)``: values [S] and places [S] int64, of equal ones the first; NaN is larger than all."""
+def largest(x_SV: Tensor) -> tuple[Tensor, Tensor] | Declined:
+    """As `ops.largest`; of equal ones the first."""
     if not x_SV.is_cpu or x_SV.dtype != torch.float32 or x_SV.stride(1) != 1 or x_SV.shape[1] == 0:
         return DECLINED
     rows, width = x_SV.shape

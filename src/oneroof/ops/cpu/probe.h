@@ -47,13 +47,11 @@ inline double multiply_add(int64_t rounds) {
     using Register = __m256;
     auto step = [](Register c) { return _mm256_fmadd_ps(c, _mm256_set1_ps(0.999f), _mm256_set1_ps(1e-3f)); };
 #endif
-    Register chain[CHAINS] = {};
+    Register chain[CHAINS];
+    for (int i = 0; i < CHAINS; i++) chain[i] = Register{} + static_cast<float>(i);  // no two of them alike
     for (int64_t r = 0; r < rounds; r++) {
 #pragma GCC unroll 24
-      for (int i = 0; i < CHAINS; i++) {
-        chain[i] = step(chain[i]);
-        __asm__ volatile("" : "+v"(chain[i]));  // so that no two steps become one
-      }
+      for (int i = 0; i < CHAINS; i++) chain[i] = step(chain[i]);
     }
     float total = 0;
     for (auto& one : chain) {
