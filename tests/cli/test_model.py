@@ -52,7 +52,7 @@ def test_what_this_version_does_not_serve_is_one_line(capsys: pytest.CaptureFixt
     for words, said in (
         (["--tp", "2"], "tp is 2; 1 is served in this version"),
         (["--dp", "2"], "dp is 2"),
-        (["--quantization", "w3a3"], "none or w8a16 or w8a8-dynamic or w4a16 is allowed"),
+        (["--quantization", "w3a3"], "none or w8a16 or w8a8-dynamic or w4a16 or w4a8-dynamic is"),
         (["--kv", "fa8"], "float or kv8 is allowed"),
         (["--execution", "graph"], "this version serves eager alone"),
         (["--adapter", "poet=here"], "--adapter poet=here was given; this version serves no adapters"),

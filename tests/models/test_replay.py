@@ -50,7 +50,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("quantization", ["none", "w8a8-dynamic", "w4a16"])
+@pytest.mark.parametrize("quantization", ["none", "w8a8-dynamic", "w4a16", "w4a8-dynamic"])
 def test_every_family_is_replayed_to_the_bit(
     family: str, quantization: str, tmp_path: Path, steps: list[bool]
 ) -> None:

@@ -35,7 +35,7 @@ def kept(folder: Path) -> list[Path]:
     return sorted((folder / ".oneroof").glob("*.packed"))
 
 
-@pytest.mark.parametrize("quantization", [None, "w8a16", "w8a8-dynamic", "w4a16"])
+@pytest.mark.parametrize("quantization", [None, "w8a16", "w8a8-dynamic", "w4a16", "w4a8-dynamic"])
 def test_the_second_start_is_the_first_to_the_bit(folder: Path, quantization: str | None) -> None:
     expected = load(folder, device="cpu", quantization=quantization).logits(PROMPT)[0]
     first = again(folder, quantization).logits(PROMPT)[0]

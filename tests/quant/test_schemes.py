@@ -36,12 +36,20 @@ TEXT = (  # of a book that the demo model has not been trained on word for word,
     "and told her brother what she had seen, and the next day they both went together, and took some "
     "bread and a bottle of milk with them."
 )
-FORMS = [("none", "kv8"), ("w8a16", "float"), ("w8a8-dynamic", "float"), ("w4a16", "float"), ("w4a16", "kv8")]
+FORMS = [
+    ("none", "kv8"),
+    ("w8a16", "float"),
+    ("w8a8-dynamic", "float"),
+    ("w4a16", "float"),
+    ("w4a16", "kv8"),
+    ("w4a8-dynamic", "float"),
+]
 BOUNDS = {  # nats a token more than with plain float32 at most, and the least share of equal first choices
     "none": (0.01, 0.97),
     "w8a16": (0.01, 0.97),
     "w8a8-dynamic": (0.02, 0.94),
     "w4a16": (0.05, 0.78),
+    "w4a8-dynamic": (0.05, 0.78),
 }
 
 
@@ -71,7 +79,7 @@ def test_projections_and_experts_are_small_and_the_head_is_int8(
             assert format.recipe == PLAIN
         else:
             assert format.matrix.kind == recipe.kind and format.recipe.input == recipe.input
-    assert any(f.recipe.input == DYNAMIC for f in found.values()) == (scheme == "w8a8-dynamic")
+    assert any(f.recipe.input == DYNAMIC for f in found.values()) == scheme.endswith("dynamic")
     assert model.head is not None and isinstance(model.head.format, Kept)
     assert (model.embedding.format is not None) == (model.embedding is model.head)
     for name, place in model.tensors().items():
@@ -114,7 +122,9 @@ def test_random_weights_are_the_same_draw_rounded(checkpoint: Checkpoint) -> Non
     assert (rows.dense() - weight).abs().max() < weight.abs().max() / 250
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("w8a16", 0.52), ("w8a8-dynamic", 0.52), ("w4a16", 0.35)])
+@pytest.mark.parametrize(
+    ("scheme", "most"), [("w8a16", 0.52), ("w8a8-dynamic", 0.52), ("w4a16", 0.35), ("w4a8-dynamic", 0.35)]
+)
 def test_memory_of_the_demo_model(scheme: str, most: float) -> None:
     """Beside bfloat16: int8 is half and its scales, int4 a quarter, and half for the head."""
     plain, small = (

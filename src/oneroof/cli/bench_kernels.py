@@ -21,7 +21,7 @@ class BenchKernels(OutputOptions):
     model: str = "demo"
     """A folder with a config.json, a hub id, or demo."""
 
-    forms: str = "none,w8a16,w8a8-dynamic,w4a16"
+    forms: str = "none,w8a16,w8a8-dynamic,w4a16,w4a8-dynamic"
     """Forms of the weights, as --quantization names them."""
 
     tokens: str = "1,8,128"

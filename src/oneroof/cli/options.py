@@ -61,9 +61,9 @@ class ModelOptions:
     dp: int = 1
     """Engines side by side; 1 in this version."""
 
-    quantization: Literal["none", "w8a16", "w8a8-dynamic", "w4a16"] = "none"
-    """Weights made smaller while they are read: w8a16 to int8, w8a8-dynamic to int8 with inputs made int8 as
-    they come, w4a16 to int4 in groups of 128; the output head to int8."""
+    quantization: Literal["none", "w8a16", "w8a8-dynamic", "w4a16", "w4a8-dynamic"] = "none"
+    """Weights made smaller while they are read: w8 to int8, w4 to int4 in groups of 128, the output head to
+    int8. a16 leaves inputs as they are, a8-dynamic makes them int8 as they come."""
 
     packed_cache: bool = False
     """Keep weights as the CPU kernels read them beside the checkpoint, in .oneroof, for a quicker start."""

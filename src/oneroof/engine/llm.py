@@ -23,6 +23,7 @@ from oneroof.errors import UserError
 from oneroof.hub import locate
 from oneroof.load import Loaded, load
 from oneroof.models import read_config
+from oneroof.quant.schemes import SCHEMES
 
 _PLAIN_ROWS = 8192  # of one forward, where texts are read without the engine
 
@@ -282,7 +283,7 @@ _SERVED: dict[str, tuple[object, ...]] = {
     "pp": (1,),
     "ep": (1,),
     "dp": (1,),
-    "quantization": (None, "none", "w8a16", "w8a8-dynamic", "w4a16"),
+    "quantization": (None, *SCHEMES),
     "kv": ("float", "kv8"),
     "engine": ("paged", "plain"),
     "execution": ("eager",),

@@ -36,6 +36,7 @@ SCHEMES = {
     "w8a16": Scheme(Recipe("int8"), _HEAD),
     "w8a8-dynamic": Scheme(Recipe("int8", input=DYNAMIC), _HEAD),
     "w4a16": Scheme(Recipe("int4", group=128), _HEAD),
+    "w4a8-dynamic": Scheme(Recipe("int4", group=128, input=DYNAMIC), _HEAD),
 }
 
 

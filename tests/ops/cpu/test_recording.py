@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -66,11 +66,24 @@ def test_memory_is_used_again() -> None:
     assert recorded().nbytes <= 6 * ROWS * 2 * DIM * 4 + 64
 
 
-def test_what_is_no_kernel_is_not_recorded() -> None:
-    x = torch.empty(ROWS, DIM)
-    assert record(lambda: body(x) + 1, (x,), ROWS, ROWS) is None
-    assert record(lambda: body(x.double().float()), (x,), ROWS, ROWS) is None
-    assert record(lambda: x, (x,), ROWS, ROWS) is None  # made by no kernel
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda x: body(x) + 1,
+        lambda x: body(x.double().float()),
+        lambda x: body(x).to(torch.float16),
+        lambda x: body(x[:, ::2].contiguous().repeat(1, 2)),
+        lambda x: body(x.t().reshape(ROWS, DIM)),
+        lambda x: body(x).mul_(2),
+        lambda x: x,  # made by no kernel
+    ],
+)
+def test_what_is_no_kernel_is_not_recorded(around: Callable[[Tensor], Tensor], inference: bool) -> None:
+    with torch.inference_mode(inference):
+        x = torch.empty(ROWS, DIM)
+        assert record(lambda: body(x), (x,), ROWS, ROWS) is not None
+        assert record(lambda: around(x), (x,), ROWS, ROWS) is None
 
 
 def test_nothing_is_computed_meanwhile() -> None:

@@ -64,7 +64,7 @@ PEERS: dict[str, Peer] = {
             bf16="bfloat16",
             f16="float16",
             int8="w8a16 w8a8-dynamic",
-            int4="w4a16",
+            int4="w4a16 w4a8-dynamic",
         ),
         _peer(
             "llama.cpp",

@@ -76,13 +76,14 @@ class _Watch(TorchDispatchMode):
         options: Mapping[str, object] | None = None,
     ) -> object:
         """What torch calls for each of its operations."""
-        if func in self._MAKES:
-            out = func(*given, **(options or {}))
-            self._made.append(out)
-            return out
-        if not func.is_view:
+        if not func.is_view and func not in self._MAKES:
             raise _ForeignError(str(func))
-        return func(*given, **(options or {}))
+        out = func(*given, **(options or {}))
+        if not func.is_view:
+            self._made.append(out)
+        elif not _memory([out]) <= _memory(given):  # `to`, `contiguous` and their like may be copies
+            raise _ForeignError(str(func))
+        return out
 
 
 class _Spans:
@@ -98,6 +99,11 @@ class _Spans:
         if at < 0 or address >= self._all[at][1]:
             return None
         return self._all[at][2], address - self._begins[at]
+
+
+def _memory(tensors: Iterable[object]) -> set[int]:
+    flat = [t for one in tensors for t in (one if isinstance(one, tuple | list) else (one,))]
+    return {t.untyped_storage().data_ptr() for t in flat if isinstance(t, Tensor)}
 
 
 class CpuRecording:
