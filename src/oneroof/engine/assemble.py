@@ -7,6 +7,7 @@ row.
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -32,9 +33,12 @@ def assemble(parts: Listed[Part], *, page_size: int, latest: Tensor | None, devi
     width = max(-(-p.end // page_size) for p in parts)
     sizes = (rows, rows, rows, sequences + 1, sequences, sequences * width)
     buffer = np.zeros(sum(sizes), dtype=np.int64)
-    tokens, positions, slots, bounds, lengths, flat = np.split(buffer, np.cumsum(sizes)[:-1])
+    ends = accumulate(sizes)
+    tokens, positions, slots, bounds, lengths, flat = (
+        buffer[end - size : end] for size, end in zip(sizes, ends, strict=True)
+    )
     table = flat.reshape(sequences, width)
-    np.cumsum(counts, out=bounds[1:])
+    bounds[1:] = list(accumulate(counts))
     row = 0
     for i, part in enumerate(parts):
         sequence, end = part.sequence, row + part.count

@@ -128,7 +128,8 @@ class Runner:
     def _choose(self, flight: Flight, hidden: Tensor) -> None:
         choices = flight.choices
         rows = list(dict.fromkeys(c.row for c in choices))
-        logits = self._loaded.model.logits(hidden[upload(rows, hidden.device)])
+        whole = len(rows) == len(hidden)  # each row of the batch is chosen from, in order
+        logits = self._loaded.model.logits(hidden if whole else hidden[upload(rows, hidden.device)])
         if len(rows) < len(choices):  # a prompt that is read once for several completions
             place = {row: i for i, row in enumerate(rows)}
             logits = logits[upload([place[c.row] for c in choices], hidden.device)]

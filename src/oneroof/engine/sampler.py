@@ -65,10 +65,13 @@ def sample(logits: Tensor, settings: Settings, lengths: Tensor, history: Tensor 
         rows = settings.penalties.rows
         changed = penalize(logits[rows], settings.penalties, history[rows], lengths[rows])
         logits = logits.index_copy(0, rows, changed)
-    best, tokens = ops.largest(logits)
+    likeliest = ops.likeliest(logits, BAD)
+    if not settings.draws:
+        return likeliest
+    tokens = likeliest.clone()
     for draw in settings.draws:
         if draw.rows is None:
             tokens = draw.tokens(logits, lengths)
         else:
             tokens[draw.rows] = draw.tokens(logits[draw.rows], lengths[draw.rows])
-    return tokens.where(best.isfinite(), BAD)
+    return tokens.where(likeliest != BAD, BAD)

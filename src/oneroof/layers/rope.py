@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from oneroof import ops
 from oneroof.batch import Batch
 from oneroof.config import Rope
 
@@ -59,12 +60,8 @@ class Rotary(nn.Module):
             )
             stretch = batch.alphas[:, None] ** (self.head_dim / (self.head_dim - 2))
             turns = positions / (self.rope.theta * stretch) ** exponents
-        cos, sin = turns.cos() * self.rope.attention_factor, turns.sin() * self.rope.attention_factor
-        if self.rope.interleaved:
-            cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
-        else:
-            cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return Angles(cos[:, None], sin[:, None], self.rope.interleaved, self._query_scale(positions))
+        cos, sin = ops.waves(turns, self.rope.attention_factor, self.rope.interleaved)
+        return Angles(cos, sin, self.rope.interleaved, self._query_scale(positions))
 
     def _query_scale(self, positions_T1: Tensor) -> Tensor | None:
         """log(i) / log(trained length) for the 1-based position i past that length, else 1."""

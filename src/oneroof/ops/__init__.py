@@ -8,8 +8,8 @@ from oneroof.ops.linear import linear
 from oneroof.ops.matmul import gated_matmul, lookup, matmul, mix
 from oneroof.ops.mixture import mixture, route
 from oneroof.ops.norm import add_rms_norm, rms_norm
-from oneroof.ops.pointwise import blend, largest, swiglu
-from oneroof.ops.rotary import qk_norm_rope, rotate
+from oneroof.ops.pointwise import blend, likeliest, swiglu
+from oneroof.ops.rotary import qk_norm_rope, rotate, waves
 
 __all__ = [
     "Recorder",
@@ -18,7 +18,7 @@ __all__ = [
     "attention",
     "blend",
     "gated_matmul",
-    "largest",
+    "likeliest",
     "linear",
     "lookup",
     "matmul",
@@ -32,4 +32,5 @@ __all__ = [
     "served",
     "swiglu",
     "use",
+    "waves",
 ]

@@ -27,7 +27,7 @@ def blend(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor | None) -> Tensor:
 
 
 @op
-def largest(x_SV: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row and its place, [S] and [S] int64; NaN is larger than all."""
+def likeliest(x_SV: Tensor, otherwise: int) -> Tensor:
+    """[S] int64: the place of each row's largest; `otherwise` where that is not finite, or one is NaN."""
     values, places = x_SV.max(-1)
-    return values, places
+    return places.where(values.isfinite(), otherwise)

@@ -1,6 +1,6 @@
 """Rotary position embedding (arXiv:2104.09864), alone and with what else happens to queries and keys.
 
-Letters: T tokens, H heads, K kv heads, d head dim, R = (H + 2K) d.
+Letters: T tokens, H heads, K kv heads, d head dim, h = d / 2, R = (H + 2K) d.
 """
 
 from __future__ import annotations
@@ -10,6 +10,17 @@ from torch import Tensor
 
 from oneroof.ops.dispatch import op
 from oneroof.ops.norm import rms_norm
+
+
+@op
+def waves(turns_Th: Tensor, factor: float, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """``factor * cos(turns)`` and ``factor * sin(turns)``, [T, 1, 2h] as `rotate` wants them; all float32."""
+    cos, sin = turns_Th.cos() * factor, turns_Th.sin() * factor
+    if interleaved:
+        cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+    else:
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return cos[:, None], sin[:, None]
 
 
 @op

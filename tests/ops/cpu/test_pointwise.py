@@ -196,7 +196,7 @@ def test_blend(rows: int, width: int, dtype: torch.dtype, gap: int, gated: bool)
     gap=st.sampled_from([0, 7]),
     kind=st.sampled_from(["plain", "equal", "nan", "nothing", "infinite"]),
 )
-def test_largest(rows: int, width: int, gap: int, kind: str) -> None:
+def test_likeliest(rows: int, width: int, gap: int, kind: str) -> None:
     x = apart(rows, width, torch.float32, gap)
     if kind == "equal":
         x = x.round()
@@ -206,13 +206,25 @@ def test_largest(rows: int, width: int, gap: int, kind: str) -> None:
         x[:] = -torch.inf
     if kind == "infinite":
         x[:, width // 2] = torch.inf
-    found = pointwise.largest(x)
+    found = pointwise.likeliest(x, -5)
+    assert isinstance(found, Tensor)
+    for row, place in zip(x, found.tolist(), strict=True):
+        if row.max().isfinite():
+            assert place == (row == row.max()).nonzero()[0, 0]
+        else:
+            assert place == -5
+    assert torch.equal(found, ops.likeliest.reference(x, -5)) or kind == "equal"
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=tokens, half=st.sampled_from([1, 4, 20, 64]), interleaved=st.booleans())
+def test_waves(rows: int, half: int, interleaved: bool) -> None:
+    turns = torch.randn(rows, half) * torch.tensor([1.0, 1e3, 1e5]).repeat(half)[:half]
+    found = pointwise.waves(turns, 0.7, interleaved)
     assert isinstance(found, tuple)
-    values, places = found
-    torch.testing.assert_close(values, x.amax(-1), rtol=0, atol=0, equal_nan=True)
-    for row, place in zip(x, places.tolist(), strict=True):
-        best = row.isnan() if row.isnan().any() else row == row.max()
-        assert place == best.nonzero()[0, 0]
+    expected = ops.waves.reference(turns.double(), 0.7, interleaved)
+    for wave, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(wave, exact.float(), rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

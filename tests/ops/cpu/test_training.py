@@ -167,7 +167,7 @@ def test_a_mixture_and_its_gradients(
     found, exact = case.run(training.mixture), case.run(one_by_one, torch.float64)
     assert found.keys() == exact.keys()
     tolerance = (
-        2e-6 if dtype == torch.float32 else 4 * UNIT[dtype]
+        2e-6 if dtype == torch.float32 else 5 * UNIT[dtype]
     )  # of the largest number, or what may cancel
     for name, value in found.items():
         assert value.dtype == (torch.float32 if name == "w" else dtype)

@@ -115,6 +115,21 @@ struct Routing {
   float floor;  // of the sum that weights are divided by
 };
 
+struct Waves {
+  const float* turns;  // [T, h] radians
+  float* cos;          // [T, 2h] each number twice: h apart, or side by side where interleaved
+  float* sin;          // likewise, the first of both with its sign changed
+  int64_t tokens, half;
+  int32_t interleaved;
+  float factor;  // of both
+};
+
+struct Likeliest {
+  const float* x;   // [S, V], rows `stride` elements apart
+  int64_t* chosen;  // [S] the place of the largest, the first of equal ones; `otherwise` where it is not finite
+  int64_t rows, width, stride, otherwise;
+};
+
 struct Blend {
   const void* x;     // [T, D]
   const void* y;     // [T, D]
@@ -145,8 +160,9 @@ struct Kernels {
   void (*rms_norm)(const Norm&);
   void (*heads)(const Heads&);
   void (*swiglu)(const Swiglu&);
-  void (*lookup)(const Weight&, const int64_t* tokens, int64_t count, void* y, int32_t y_type);
-  void (*argmax)(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value);
+  int (*lookup)(const Weight&, const int64_t* tokens, int64_t count, void* y, int32_t y_type);  // 0: a token is none
+  void (*waves)(const Waves&);
+  void (*likeliest)(const Likeliest&);
   void (*route)(const Routing&);
   void (*blend)(const Blend&);
   double (*read_memory)(const void* data, int64_t bytes);

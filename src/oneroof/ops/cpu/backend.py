@@ -11,7 +11,16 @@ import torch
 
 from oneroof.ops.cpu.attention import attention
 from oneroof.ops.cpu.library import native
-from oneroof.ops.cpu.pointwise import add_rms_norm, blend, largest, qk_norm_rope, rms_norm, route, swiglu
+from oneroof.ops.cpu.pointwise import (
+    add_rms_norm,
+    blend,
+    likeliest,
+    qk_norm_rope,
+    rms_norm,
+    route,
+    swiglu,
+    waves,
+)
 from oneroof.ops.cpu.products import gated_matmul, lookup, matmul, mix
 from oneroof.ops.cpu.recording import record
 from oneroof.ops.cpu.training import linear, mixture
@@ -23,7 +32,7 @@ __all__ = [
     "blend",
     "gated_matmul",
     "install",
-    "largest",
+    "likeliest",
     "linear",
     "lookup",
     "matmul",
@@ -37,6 +46,7 @@ __all__ = [
     "swiglu",
     "take_threads",
     "threads",
+    "waves",
 ]
 
 

@@ -22,9 +22,9 @@ DECLINED = cast(Declined, NotImplemented)
 _STRUCTURE = (c_void_p,)
 _TAKES = {  # what does not take one structure
     "oneroof_lookup": (c_void_p, c_void_p, c_int64, c_void_p, c_int32),
-    "oneroof_argmax": (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p),
     "oneroof_run": (c_void_p, c_int64, c_void_p, c_int64, c_void_p),
 }
+_GIVES = {"oneroof_lookup": c_int32}
 
 
 class Noted(NamedTuple):
@@ -39,13 +39,14 @@ tape: ContextVar[list[Noted] | None] = ContextVar("tape", default=None)
 
 
 @cache
-def kernel(name: str) -> Callable[..., None]:
+def kernel(name: str) -> Callable[..., int | None]:
     """`oneroof_attention` and its like; the library must be there. Lets go of the interpreter's lock."""
     found = native()
     assert found is not None
     function = found.lib[name]
-    function.argtypes, function.restype = _TAKES.get(name, _STRUCTURE), None
-    made: Callable[..., None] = function
+    function.argtypes = _TAKES[name] if name in _TAKES else _STRUCTURE
+    function.restype = _GIVES.get(name)
+    made: Callable[..., int | None] = function
     return made
 
 

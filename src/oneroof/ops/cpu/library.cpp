@@ -78,11 +78,10 @@ EXPORT void oneroof_heads(const Heads* h) { active->heads(*h); }
 EXPORT void oneroof_swiglu(const Swiglu* s) { active->swiglu(*s); }
 EXPORT void oneroof_route(const Routing* r) { active->route(*r); }
 EXPORT void oneroof_blend(const Blend* b) { active->blend(*b); }
-EXPORT void oneroof_lookup(const Weight* w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
-  active->lookup(*w, tokens, count, y, y_type);
-}
-EXPORT void oneroof_argmax(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value) {
-  active->argmax(x, rows, width, stride, best, value);
+EXPORT void oneroof_waves(const Waves* w) { active->waves(*w); }
+EXPORT void oneroof_likeliest(const Likeliest* l) { active->likeliest(*l); }
+EXPORT int oneroof_lookup(const Weight* w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
+  return active->lookup(*w, tokens, count, y, y_type);
 }
 EXPORT void oneroof_run(const Command* commands, int64_t count, const Patch* patches, int64_t places,
                         const int64_t* values) {

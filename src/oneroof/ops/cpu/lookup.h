@@ -22,8 +22,11 @@ inline float number_at(const Weight& w, const Layout& l, const uint8_t* panel, i
   return (nibble - (w.zero ? w.zero[at] : 8)) * w.scale[at];
 }
 
-// y[i] = row tokens[i] of the weight, [count, K]; the caller has checked the tokens.
-inline void lookup(const Weight& w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
+// y[i] = row tokens[i] of the weight, [count, K]; 0, and nothing done, where one of them is no row.
+inline int lookup(const Weight& w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
+  for (int64_t i = 0; i < count; i++) {
+    if (tokens[i] < 0 || tokens[i] >= w.rows) return 0;
+  }
   Call call;
   Layout l(w);
   parallel(count, [&](int64_t i, int) {
@@ -37,6 +40,7 @@ inline void lookup(const Weight& w, const int64_t* tokens, int64_t count, void* 
       store_as(y, i * w.dim + k, y_type, load(some, n), n);
     }
   });
+  return 1;
 }
 
 }  // namespace

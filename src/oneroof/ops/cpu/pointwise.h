@@ -191,6 +191,20 @@ void blend(const Blend& b) {
   });
 }
 
+void waves(const Waves& w) {
+  Call call;
+  over_rows(w.tokens, 64 * w.half, [&](int64_t first, int64_t end) {  // a cosine is work
+    for (int64_t row = first; row < end; row++) {
+      float *cos = w.cos + row * 2 * w.half, *sin = w.sin + row * 2 * w.half;
+      for (int64_t i = 0; i < w.half; i++) {
+        float turn = w.turns[row * w.half + i], c = std::cos(turn) * w.factor, s = std::sin(turn) * w.factor;
+        int64_t a = w.interleaved ? 2 * i : i, b = w.interleaved ? 2 * i + 1 : w.half + i;
+        cos[a] = cos[b] = c, sin[a] = -s, sin[b] = s;
+      }
+    }
+  });
+}
+
 struct Best {
   int64_t place;
   float value;
@@ -221,21 +235,21 @@ inline Best best_of(const float* x, int64_t from, int64_t end) {
   return best;
 }
 
-void argmax(const float* x, int64_t rows, int64_t width, int64_t stride, int64_t* best, float* value) {
-  if (rows == 0) return;
+void likeliest(const Likeliest& l) {
+  if (l.rows == 0) return;
   Call call;
-  int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(width / WORTH, thread_count()));  // of a row
-  auto found = static_cast<Best*>(call_scratch(0, rows * pieces * sizeof(Best)));
-  parallel(rows * pieces, [&](int64_t task, int) {
+  int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(l.width / WORTH, thread_count()));  // of a row
+  auto found = static_cast<Best*>(call_scratch(0, l.rows * pieces * sizeof(Best)));
+  parallel(l.rows * pieces, [&](int64_t task, int) {
     int64_t row = task / pieces, piece = task % pieces;
-    found[task] = best_of(x + row * stride, width * piece / pieces, width * (piece + 1) / pieces);
+    found[task] = best_of(l.x + row * l.stride, l.width * piece / pieces, l.width * (piece + 1) / pieces);
   });
-  for (int64_t row = 0; row < rows; row++) {
+  for (int64_t row = 0; row < l.rows; row++) {
     Best top = found[row * pieces];
     for (int64_t piece = 1; piece < pieces; piece++) {
       if (larger(found[row * pieces + piece].value, top.value)) top = found[row * pieces + piece];
     }
-    best[row] = top.place, value[row] = top.value;
+    l.chosen[row] = std::isfinite(top.value) ? top.place : l.otherwise;
   }
 }
 

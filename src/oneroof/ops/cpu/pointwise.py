@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oneroof.ops.cpu.entry import DECLINED, Declined, kernel, launch
-from oneroof.ops.cpu.structures import KINDS, Blend, Heads, Norm, Routing, Swiglu
+from oneroof.ops.cpu.entry import DECLINED, Declined, launch
+from oneroof.ops.cpu.structures import KINDS, Blend, Heads, Likeliest, Norm, Routing, Swiglu, Waves
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_DIM = 1024  # of a head: MOST_DIM of pointwise.h
@@ -135,16 +135,31 @@ def blend(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor | None) -> Tensor | Declin
     return out
 
 
-def largest(x_SV: Tensor) -> tuple[Tensor, Tensor] | Declined:
-    """As `ops.largest`; of equal ones the first."""
+def likeliest(x_SV: Tensor, otherwise: int) -> Tensor | Declined:
+    """As `ops.likeliest`."""
     if not x_SV.is_cpu or x_SV.dtype != torch.float32 or x_SV.stride(1) != 1 or x_SV.shape[1] == 0:
         return DECLINED
     rows, width = x_SV.shape
-    values, places = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
-    kernel("oneroof_argmax")(
-        x_SV.data_ptr(), rows, width, x_SV.stride(0), places.data_ptr(), values.data_ptr()
+    chosen = torch.empty(rows, dtype=torch.int64)
+    launch(
+        "oneroof_likeliest",
+        Likeliest(x_SV.data_ptr(), chosen.data_ptr(), rows, width, x_SV.stride(0), otherwise),
     )
-    return values, places
+    return chosen
+
+
+def waves(turns_Th: Tensor, factor: float, interleaved: bool) -> tuple[Tensor, Tensor] | Declined:
+    """As `ops.waves`."""
+    turns = _address(turns_Th, torch.float32)
+    if turns is None or not turns_Th.is_cpu:
+        return DECLINED
+    tokens, half = turns_Th.shape
+    cos, sin = torch.empty(tokens, 1, 2 * half), torch.empty(tokens, 1, 2 * half)
+    launch(
+        "oneroof_waves",
+        Waves(turns, cos.data_ptr(), sin.data_ptr(), tokens, half, interleaved, factor),
+    )
+    return cos, sin
 
 
 def _address(x: Tensor | None, dtype: torch.dtype) -> int | None:

@@ -74,11 +74,10 @@ def lookup(tokens_T: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor | Dec
     if weight.layout != "panels" or dtype not in _FLOATS or not tokens_T.is_cpu:
         return DECLINED
     tokens = tokens_T.to(torch.int64).contiguous()
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < weight.rows:
-        raise IndexError(f"a token is not in 0 .. {weight.rows - 1}")
     out = torch.empty(tokens.shape[0], weight.dim, dtype=dtype)
-    count = tokens.shape[0]
-    kernel("oneroof_lookup")(_weight(weight), tokens.data_ptr(), count, out.data_ptr(), KINDS[dtype])
+    run, count = kernel("oneroof_lookup"), tokens.shape[0]
+    if not run(_weight(weight), tokens.data_ptr(), count, out.data_ptr(), KINDS[dtype]):
+        raise IndexError(f"a token is not in 0 .. {weight.rows - 1}")
     return out
 
 

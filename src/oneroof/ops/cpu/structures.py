@@ -175,6 +175,33 @@ class Routing(Structure):
     ]
 
 
+class Waves(Structure):
+    """Angles, and their cosines and sines as a rotation wants them."""
+
+    _fields_ = [
+        ("turns", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("tokens", c_int64),
+        ("half", c_int64),
+        ("interleaved", c_int32),
+        ("factor", c_float),
+    ]
+
+
+class Likeliest(Structure):
+    """Rows of logits, and where the largest of each is."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("chosen", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("stride", c_int64),
+        ("otherwise", c_int64),
+    ]
+
+
 class Blend(Structure):
     """Two addends, the second with a gate or none."""
 
