@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from ctypes import Structure, addressof, c_int32, c_int64, c_void_p
 from functools import cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from oneroof.ops.cpu.library import native
 
@@ -20,7 +20,7 @@ class Declined:
 
 DECLINED = cast(Declined, NotImplemented)
 _STRUCTURE = (c_void_p,)
-_TAKES = {  # what does not take one structure
+_TAKES: dict[str, tuple[Any, ...]] = {  # what does not take one structure
     "oneroof_lookup": (c_void_p, c_void_p, c_int64, c_void_p, c_int32),
     "oneroof_run": (c_void_p, c_int64, c_void_p, c_int64, c_void_p),
 }
@@ -44,7 +44,7 @@ def kernel(name: str) -> Callable[..., int | None]:
     found = native()
     assert found is not None
     function = found.lib[name]
-    function.argtypes = _TAKES[name] if name in _TAKES else _STRUCTURE
+    function.argtypes = _TAKES.get(name, _STRUCTURE)
     function.restype = _GIVES.get(name)
     made: Callable[..., int | None] = function
     return made
