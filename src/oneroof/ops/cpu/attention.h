@@ -32,7 +32,7 @@ struct Item {
 
 // The state of an item's rows, in a thread's memory. Letters: R rows, w = padded(d).
 struct Rows {
-  float* q;            // [R][d] times scale * log2(e)
+  float* q;            // [R][d] times scale * log2(e); pairs: [R][d/2], as they are
   float* sums;         // [R][w] of this chunk
   float* total;        // [R][w] of the chunks before
   float* share;        // [R][LANES] sums of weights of this chunk, lane by lane
@@ -46,6 +46,7 @@ struct Rows {
   int64_t* lo;  // [R] the first key that a row sees
   int64_t* hi;  // [R] past its last
   int64_t count;
+  float times = 1.0f;  // pairs: what a score is to be multiplied by
 
   static size_t size(int64_t rows, int64_t dim) {
     int64_t width = padded(dim);
@@ -88,13 +89,15 @@ inline F hide(F scores, int group, Seen s) {  // -inf where a row does not look
 }
 
 // From the scores of a row to its weights; gives the largest score it had less the one it has.
-template <bool scaled>
+template <int type>
 inline float weights_of(float* scores, int groups, Seen s, const Rows& rows, float& most, F& added) {
+  constexpr bool scaled = type == INT8;
   F x[GROUPS];
   F top = set1(-INFINITY);
   for (int g = 0; g < groups; g++) {
     x[g] = load(scores + g * LANES);
     if (scaled) x[g] = mul(x[g], load(rows.key_scale + g * LANES));
+    if (type == PAIRS) x[g] = mul(x[g], set1(rows.times));
     if (s.from > 0 || s.end < (g + 1) * LANES) x[g] = hide(x[g], g, s);
     top = max(x[g], top);
   }
@@ -111,7 +114,7 @@ inline float weights_of(float* scores, int groups, Seen s, const Rows& rows, flo
 }
 
 // One tile of rows meets one block.
-template <bool scaled, class Source>
+template <int type, class Source>
 inline void meet(const Source& source, Rows& rows, int64_t row, int many, int64_t first, int64_t dim,
                  Ahead& ahead) {
   alignas(64) float scores[MOST_TILE * BLOCK], change[LANES] = {}, factor[LANES];
@@ -126,13 +129,13 @@ inline void meet(const Source& source, Rows& rows, int64_t row, int many, int64_
   }
   if (low >= high) return;
   int groups = (high + LANES - 1) / LANES;
-  source.score(many, rows.q + row * dim, groups, scores, ahead);
+  source.score(many, rows.q + row * (type == PAIRS ? dim / 2 : dim), groups, scores, ahead);
   for (int r = 0; r < many; r++) {
     if (s[r].from == s[r].end) {
       added[r] = zero();
       continue;
     }
-    change[r] = weights_of<scaled>(scores + r * BLOCK, groups, s[r], rows, rows.most[row + r], added[r]);
+    change[r] = weights_of<type>(scores + r * BLOCK, groups, s[r], rows, rows.most[row + r], added[r]);
   }
   store(factor, power2(load(change)));
   for (int r = 0; r < many; r++) {
@@ -164,7 +167,7 @@ void meet_tiles(const Source& source, Rows& rows, int64_t from, int64_t many, in
   int64_t tiles = (many + tile - 1) / tile;
   for (int64_t t = 0; t < tiles; t++) {
     int64_t row = many * t / tiles, end = many * (t + 1) / tiles;
-    meet<type == INT8>(source, rows, from + row, static_cast<int>(end - row), first, dim, ahead);
+    meet<type>(source, rows, from + row, static_cast<int>(end - row), first, dim, ahead);
   }
 }
 
@@ -174,7 +177,7 @@ inline bool straight(const Attention& a, int64_t rows) { return rows <= FEW && a
 template <int type>
 void meet_head(const Attention& a, Rows& rows, const Block& block, int64_t head, int64_t each, Seen s,
                Ahead& ahead) {
-  int64_t shift = head * a.dim * (type == FLOAT32 ? 4 : type == INT8 ? 1 : 2);
+  int64_t shift = head * a.dim * size_of(type);
   if (type == INT8) {
     for (int i = s.from; i < s.end; i++) {
       rows.key_scale[i] = a.key_scales[block.row[i] + head];
@@ -189,7 +192,7 @@ void meet_head(const Attention& a, Rows& rows, const Block& block, int64_t head,
     lay_keys<type>(block.at + g * LANES, shift, a.dim, rows.keys + g * LANES);
   }
   lay_values<type>(block.at, shift, s.from, s.end, a.dim, rows.values);
-  Laid source{rows.keys, rows.values, a.dim, padded(a.dim)};
+  Laid<type == PAIRS> source{rows.keys, rows.values, a.dim, padded(a.dim)};
   meet_tiles<type>(source, rows, head * each, each, TILE, block.first, a.dim, ahead);
 }
 
@@ -222,13 +225,29 @@ inline int64_t rows_of(const Attention& a, const Item& item) {
   return item.heads * item.tokens * a.heads / a.kv_heads;
 }
 
+// Whether scores are made of pairs of bfloat16.
+inline bool in_pairs(const Attention& a) {
+#if defined(__AVX512BF16__)
+  return a.type == BFLOAT16 && (!a.slots || a.pool_type == BFLOAT16);
+#else
+  (void)a;
+  return false;
+#endif
+}
+
 inline void read_queries(const Attention& a, const Item& item, Rows& rows) {
+  bool pairs = in_pairs(a);
   F scale = set1(a.scale * 1.44269504f);
+  if (pairs) rows.times = a.scale * 1.44269504f;
   for (int64_t r = 0; r < rows.count; r++) {
     Query query = query_of(a, item, r);
     Span span = span_of(a, item.sequence, query.token);
     rows.lo[r] = span.lo, rows.hi[r] = span.hi;
     int64_t from = query.token * a.q_stride + query.head * a.dim;
+    if (pairs) {
+      std::memcpy(rows.q + r * a.dim / 2, static_cast<const uint16_t*>(a.q) + from, a.dim * 2);
+      continue;
+    }
     for (int64_t i = 0; i < a.dim; i += LANES) {
       int many = lanes_of(a.dim - i);
       F x = many == LANES ? load_as(a.q, from + i, a.type) : load_as(a.q, from + i, a.type, many);
@@ -268,7 +287,15 @@ inline void meet_block(const Attention& a, const Item& item, Rows& rows, const B
   for (int64_t head = 0; head < item.heads; head++) {
     switch (a.slots ? a.pool_type : a.type) {
       case FLOAT32: meet_head<FLOAT32>(a, rows, block, head, each, s, ahead); break;
-      case BFLOAT16: meet_head<BFLOAT16>(a, rows, block, head, each, s, ahead); break;
+      case BFLOAT16:
+#if defined(__AVX512BF16__)
+        if (in_pairs(a)) {
+          meet_head<PAIRS>(a, rows, block, head, each, s, ahead);
+          break;
+        }
+#endif
+        meet_head<BFLOAT16>(a, rows, block, head, each, s, ahead);
+        break;
       case FLOAT16: meet_head<FLOAT16>(a, rows, block, head, each, s, ahead); break;
       default: meet_head<INT8>(a, rows, block, head, each, s, ahead);
     }

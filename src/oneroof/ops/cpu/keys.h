@@ -21,6 +21,13 @@ namespace {
 constexpr int BLOCK = 64;              // keys
 constexpr int GROUPS = BLOCK / LANES;  // registers of scores
 
+// How a score is made: of numbers as float32, or of pairs of bfloat16 as they are, where an instruction multiplies
+// them; everything else about PAIRS is as with BFLOAT16.
+constexpr int32_t PAIRS = 16;
+constexpr int32_t held(int32_t type) { return type == PAIRS ? static_cast<int32_t>(BFLOAT16) : type; }
+constexpr int64_t size_of(int32_t type) { return held(type) == FLOAT32 ? 4 : type == INT8 ? 1 : 2; }
+constexpr int words_of(int32_t type) { return type == PAIRS ? 1 : static_cast<int>(4 / size_of(type)); }  // of a word
+
 inline int64_t bytes_of(int32_t type) { return type == FLOAT32 ? 4 : type == INT8 ? 1 : 2; }
 inline int64_t padded(int64_t dim) { return (dim + LANES - 1) / LANES * LANES; }
 
@@ -125,7 +132,7 @@ inline F low_half(I a) {
 // The numbers in a word of each lane, the first one first.
 template <int type>
 inline void spread(I word, F* out) {
-  if constexpr (type == FLOAT32) {
+  if constexpr (type == FLOAT32 || type == PAIRS) {
     out[0] = as_float(word);
   } else if constexpr (type == BFLOAT16) {
     out[0] = as_float(left<16>(word));
@@ -144,17 +151,17 @@ inline void spread(I word, F* out) {
 // ... into rows of out [..][BLOCK]
 template <int type>
 inline void spread_rows(I word, float* out) {
-  constexpr int parts = type == FLOAT32 ? 1 : type == INT8 ? 4 : 2;
+  constexpr int parts = words_of(type);
   F part[parts];
   spread<type>(word, part);
   for (int n = 0; n < parts; n++) store(out + n * BLOCK, part[n]);
 }
 
-// Sixteen keys, `shift` bytes from their places, become columns of out [d][BLOCK].
+// Sixteen keys, `shift` bytes from their places, become columns of out [d][BLOCK]; pairs: of [d/2][BLOCK].
 template <int type>
 void lay_keys(const Place* at, int64_t shift, int64_t dim, float* out) {
-  constexpr int64_t size = type == FLOAT32 ? 4 : type == INT8 ? 1 : 2;
-  int64_t bytes = dim * size, whole = bytes / 16 * 16;
+  constexpr int64_t size = 4 / words_of(type);
+  int64_t bytes = dim * size_of(type), whole = bytes / 16 * 16;
   I words[4];
   for (int64_t byte = 0; byte < whole; byte += 16) {
     turn(at, shift + byte, words);
@@ -177,7 +184,7 @@ inline F load_value(const char* row, int64_t i) {
   if constexpr (type == INT8) {
     return load_i8(reinterpret_cast<const int8_t*>(row) + i);
   } else {
-    return load_as(row, i, type);
+    return load_as(row, i, held(type));
   }
 }
 
@@ -190,7 +197,7 @@ void lay_values(const Place* at, int64_t shift, int from, int end, int64_t dim, 
     for (int64_t i = 0; i < whole; i += LANES) store(out + j * width + i, load_value<type>(row, i));
     if (whole == dim) continue;
     alignas(64) char tail[64] = {};
-    constexpr int64_t size = type == FLOAT32 ? 4 : type == INT8 ? 1 : 2;
+    constexpr int64_t size = size_of(type);
     std::memcpy(tail, row + whole * size, (dim - whole) * size);
     store(out + j * width + whole, load_value<type>(tail, 0));
   }

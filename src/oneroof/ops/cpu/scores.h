@@ -77,8 +77,18 @@ inline float power2(float x) {
   return out[0];
 }
 
-// out[r] = q[r] . keys, for `rows` rows and `groups` registers of keys [d][BLOCK]
-template <int rows, int groups>
+// A link of a score's chain: a number of q and sixteen keys, or a pair and sixteen pairs.
+template <bool pairs>
+inline F link(F q, F keys, F score) {
+#if defined(__AVX512BF16__)
+  if constexpr (pairs) return {_mm512_dpbf16_ps(score.v, (__m512bh)q.v, (__m512bh)keys.v)};
+#endif
+  static_assert(!pairs || WIDE);
+  return fma(q, keys, score);
+}
+
+// out[r] = q[r] . keys, for `rows` rows and `groups` registers of keys [d][BLOCK], or of pairs, half as many
+template <bool pairs, int rows, int groups>
 inline void score_laid(const float* q, int64_t dim, const float* keys, float* out, Ahead& next) {
   Ahead ahead = next;
   F sums[rows][groups];
@@ -96,7 +106,7 @@ inline void score_laid(const float* q, int64_t dim, const float* keys, float* ou
     for (int r = 0; r < rows; r++) {
       F one = set1(q[r * dim + i]);
 #pragma GCC unroll 4
-      for (int g = 0; g < groups; g++) sums[r][g] = fma(one, k[g], sums[r][g]);
+      for (int g = 0; g < groups; g++) sums[r][g] = link<pairs>(one, k[g], sums[r][g]);
     }
   }
 #pragma GCC unroll 8
@@ -111,7 +121,8 @@ inline void score_laid(const float* q, int64_t dim, const float* keys, float* ou
 template <int type, int rows, int groups>
 inline void score_straight(const float* q, int64_t dim, const Place* at, int64_t shift, float* out,
                            Ahead& next) {
-  constexpr int size = type == FLOAT32 ? 4 : type == INT8 ? 1 : 2, parts = 4 / size;
+  constexpr int parts = words_of(type);
+  int64_t bytes = dim * size_of(type), row = bytes / 4 * parts;  // of q, in words
   Ahead ahead = next;
   F sums[rows][groups];
 #pragma GCC unroll 8
@@ -119,11 +130,11 @@ inline void score_straight(const float* q, int64_t dim, const Place* at, int64_t
 #pragma GCC unroll 4
     for (int g = 0; g < groups; g++) sums[r][g] = zero();
   }
-  for (int64_t i = 0; i < dim; i += 16 / size, q += 16 / size) {
+  for (int64_t byte = 0; byte < bytes; byte += 16, q += 4 * parts) {
     ahead.fetch();
     I words[groups][4];
 #pragma GCC unroll 4
-    for (int g = 0; g < groups; g++) turn(at + g * LANES, shift + i * size, words[g]);
+    for (int g = 0; g < groups; g++) turn(at + g * LANES, shift + byte, words[g]);
 #pragma GCC unroll 4
     for (int w = 0; w < 4; w++) {
       F k[groups][parts];
@@ -133,9 +144,9 @@ inline void score_straight(const float* q, int64_t dim, const Place* at, int64_t
       for (int n = 0; n < parts; n++) {
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-          F one = set1(q[r * dim + w * parts + n]);
+          F one = set1(q[r * row + w * parts + n]);
 #pragma GCC unroll 4
-          for (int g = 0; g < groups; g++) sums[r][g] = fma(one, k[g][n], sums[r][g]);
+          for (int g = 0; g < groups; g++) sums[r][g] = link<type == PAIRS>(one, k[g][n], sums[r][g]);
         }
       }
     }
@@ -189,19 +200,21 @@ inline void with_rows(int rows, Body&& body) {
 }
 
 // A block that was laid as float32, for many rows.
+template <bool pairs>
 struct Laid {
-  const float* keys;    // [d][BLOCK]
+  const float* keys;    // [d][BLOCK]; pairs: [d/2][BLOCK]
   const float* values;  // [BLOCK][width]
   int64_t dim, width;
 
   void score(int rows, const float* q, int groups, float* out, Ahead& ahead) const {
+    int64_t links = pairs ? dim / 2 : dim;
     with_rows<TILE>(rows, [&](auto n) {
       constexpr int r = decltype(n)::value, wide = width_of(r);
       int g = 0;
       for (; g + wide <= groups; g += wide) {
-        score_laid<r, wide>(q, dim, keys + g * LANES, out + g * LANES, ahead);
+        score_laid<pairs, r, wide>(q, links, keys + g * LANES, out + g * LANES, ahead);
       }
-      for (; g < groups; g++) score_laid<r, 1>(q, dim, keys + g * LANES, out + g * LANES, ahead);
+      for (; g < groups; g++) score_laid<pairs, r, 1>(q, links, keys + g * LANES, out + g * LANES, ahead);
     });
   }
 
