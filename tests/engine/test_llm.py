@@ -126,6 +126,7 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(
         {"kv": "fa8"},
         {"engine": "fast"},
         {"execution": "graph"},
+        {"quantization": "w8a16"},
         {"max_batch": 0},
         {"max_batch_tokens": 0},
         {"max_batch": 2.5},

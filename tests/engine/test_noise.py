@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from oneroof.engine.noise import branch, fresh_seed, gumbel, uniform
+from oneroof.engine.seeds import branch, fresh_seed
+from oneroof.ops.noise import gumbel, uniform
 
 
 def test_bits_are_those_of_the_published_mixers() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers.generation import logits_process as judge
 
 from oneroof.engine.answer import BAD
-from oneroof.engine.noise import gumbel
 from oneroof.engine.penalties import Penalties, penalize
 from oneroof.engine.request import SamplingParams
 from oneroof.engine.sampler import Settings, sample
+from oneroof.ops.noise import gumbel
 
 V = 60
 

@@ -149,6 +149,6 @@ def _placed(
 
 
 def _seeded(params: SamplingParams, seed: int, index: int) -> SamplingParams:
-    from oneroof.engine.noise import nth_seed  # torch
+    from oneroof.engine.seeds import nth_seed  # torch
 
     return params if params.seed is not None else replace(params, seed=nth_seed(seed, index))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from oneroof.engine.llm import LLM
-from oneroof.engine.noise import nth_seed
 from oneroof.engine.request import Output, SamplingParams
+from oneroof.engine.seeds import nth_seed
 from oneroof.errors import UserError
 from oneroof.text.chat import ChatTemplate
 from oneroof.text.conversation import Message

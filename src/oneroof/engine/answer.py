@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from oneroof.engine.noise import branch
 from oneroof.engine.request import Completion, Logprob, Request
+from oneroof.engine.seeds import branch
 from oneroof.engine.stops import StopWatch
 from oneroof.text.tokenizer import Tokenizer
 

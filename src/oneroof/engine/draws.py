@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oneroof.engine.noise import gumbel
+from oneroof import ops
 from oneroof.engine.request import SamplingParams
+from oneroof.ops.noise import gumbel
 
 _OFF = float("-inf")
 _FEW, _MANY = 128, 1024  # likeliest tokens that are looked at
@@ -41,12 +42,12 @@ class Draw:
         params: Sequence[SamplingParams], seeds: Sequence[int], *, vocabulary: int, device: torch.device
     ) -> tuple[Draw, ...]:
         """The rows that are not greedy, those of one kind together; a row's own settings say which kind."""
-        kinds: dict[int, list[int]] = {}
+        kinds: dict[tuple[int, bool], list[int]] = {}
         for row, one in enumerate(params):
             if not one.greedy:
-                kinds.setdefault(_width(one, vocabulary, device), []).append(row)
+                kinds.setdefault((_width(one, vocabulary, device), _uncut(one)), []).append(row)
         found = []
-        for width, rows in sorted(kinds.items()):
+        for (width, _), rows in sorted(kinds.items()):
             mine = [params[r] for r in rows]
             top_k = [vocabulary if p.top_k < 1 else min(p.top_k, vocabulary) for p in mine]
 
@@ -69,6 +70,8 @@ class Draw:
 
     def tokens(self, logits: Tensor, lengths: Tensor) -> Tensor:
         """[S] int64 the token of each row of `logits` [S, V], which are not changed; `lengths` [S] int64."""
+        if self.min_p is None and self.top_k is None and self.top_p is None:
+            return ops.draw(logits, self.temperature, self.seeds, lengths)
         scaled = logits / self.temperature[:, None]
         if self.width >= logits.shape[1]:
             return self._among_all(scaled, lengths)
@@ -152,9 +155,14 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(1, inside // block) * block + inside % block
 
 
+def _uncut(params: SamplingParams) -> bool:
+    """Whether any token may be drawn."""
+    return params.top_k < 1 and params.top_p >= 1.0 and not params.min_p
+
+
 def _width(params: SamplingParams, vocabulary: int, device: torch.device) -> int:
     """How many likeliest tokens a row's own settings ask to look at."""
-    if device.type != "cpu" or (params.top_k < 1 and params.top_p >= 1.0 and not params.min_p):
+    if device.type != "cpu" or _uncut(params):
         return vocabulary
     if 0 < params.top_k < _FEW * 3 // 4:
         return min(_FEW, vocabulary)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 from oneroof.engine.admission import admit, end_tokens
-from oneroof.engine.noise import fresh_seed, nth_seed
 from oneroof.engine.pooling import read_pooling
 from oneroof.engine.relevance import TASK, judged
 from oneroof.engine.request import Reading, Request, SamplingParams, defaults
+from oneroof.engine.seeds import fresh_seed, nth_seed
 from oneroof.errors import UserError
 from oneroof.load import Front, Loaded
 from oneroof.text.chatml import END, START

@@ -73,7 +73,7 @@ class LLM:
         weights are read.
         """
         wanted = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "quantization": quantization, "kv": kv}
-        _refuse_unserved({**wanted, "engine": engine, "execution": execution})
+        _refuse_unserved({**wanted, "engine": engine, "execution": execution}, isinstance(model, Loaded))
         self.options = EngineOptions(
             kv=kv,
             kv_memory=kv_memory,
@@ -290,7 +290,11 @@ _SERVED: dict[str, tuple[object, ...]] = {
 }
 
 
-def _refuse_unserved(options: Mapping[str, object]) -> None:
+def _refuse_unserved(options: Mapping[str, object], loaded: bool) -> None:
+    if loaded and options["quantization"] not in (None, "none"):
+        raise UserError(
+            f"quantization is {options['quantization']!r}, and the model is loaded; give it to `load`"
+        )
     for name, value in options.items():
         allowed = _SERVED[name]
         if value not in allowed:

@@ -7,6 +7,7 @@ from oneroof.ops.dispatch import Recorder, Recording, recorder, served, use
 from oneroof.ops.linear import linear
 from oneroof.ops.matmul import gated_matmul, lookup, matmul, mix
 from oneroof.ops.mixture import mixture, route
+from oneroof.ops.noise import draw
 from oneroof.ops.norm import add_rms_norm, rms_norm
 from oneroof.ops.pointwise import blend, likeliest, swiglu
 from oneroof.ops.rotary import qk_norm_rope, rotate, waves
@@ -17,6 +18,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "blend",
+    "draw",
     "gated_matmul",
     "likeliest",
     "linear",

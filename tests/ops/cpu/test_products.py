@@ -278,6 +278,15 @@ def test_a_token_gets_the_same_from_a_mixture_in_any_company(
     assert torch.equal(mixed(slice(0, 40))[8:], alone[8:40])
 
 
+def test_a_token_may_name_an_expert_twice() -> None:
+    gate_up, down = (filled("int8", (3, *shape), "panels") for shape in ((64, 40), (40, 32)))
+    x, weights, chosen = inputs(1, 40, torch.float32), torch.tensor([[0.5, 0.25]]), torch.tensor([[1, 1]])
+    found = products.mix(x, weights, chosen, gate_up, down, FLOAT, FLOAT)
+    assert isinstance(found, Tensor)
+    expected = ops.mix.reference(x, weights, chosen, gate_up, down, FLOAT, FLOAT)
+    assert ((found - expected).abs() <= 2e-3 * expected.abs().max()).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rows_are_looked_up_as_the_numbers_they_are(kind: str, dtype: torch.dtype) -> None:
@@ -297,6 +306,9 @@ def test_what_is_not_served_is_declined() -> None:
     declined = [
         products.matmul(x, filled("int8", (1, 16, 64), "rows"), None, FLOAT, torch.float32),
         products.matmul(x.double(), weight, None, FLOAT, torch.float32),
+        products.matmul(
+            torch.randn(1, 65552), filled("int8", (1, 16, 65552), "panels"), None, FLOAT, x.dtype
+        ),
         products.matmul(x, weight, None, FLOAT, torch.float64),
         products.matmul(torch.randn(64, 2).t(), weight, None, FLOAT, torch.float32),
         products.matmul(x, weight, torch.zeros(16, dtype=torch.float64), FLOAT, torch.float32),

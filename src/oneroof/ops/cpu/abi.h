@@ -130,6 +130,15 @@ struct Likeliest {
   int64_t rows, width, stride, otherwise;
 };
 
+struct Drawing {
+  const float* x;            // [S, V] logits, rows `stride` elements apart
+  const float* temperature;  // [S]
+  const int64_t* seeds;      // [S]
+  const int64_t* positions;  // [S]
+  int64_t* chosen;           // [S]
+  int64_t rows, width, stride;
+};
+
 struct Blend {
   const void* x;     // [T, D]
   const void* y;     // [T, D]
@@ -163,6 +172,7 @@ struct Kernels {
   int (*lookup)(const Weight&, const int64_t* tokens, int64_t count, void* y, int32_t y_type);  // 0: a token is none
   void (*waves)(const Waves&);
   void (*likeliest)(const Likeliest&);
+  void (*draw)(const Drawing&);
   void (*route)(const Routing&);
   void (*blend)(const Blend&);
   double (*read_memory)(const void* data, int64_t bytes);

@@ -149,7 +149,10 @@ inline void tile_of(const Job& job, int first, int64_t m, int64_t rows, const Sp
     for (int64_t r = 0; r < rows; r++) {
       for (int n = 0; n < N; n++) {
         I sum[P];
-        for (int p = 0; p < P; p++) sum[p] = load(sums[P == 2 ? p : r / HIGH][n][r % HIGH]);
+        for (int p = 0; p < P; p++) {
+          sum[p] = load(sums[P == 2 ? p : r / HIGH][n][r % HIGH]);
+          if (std::is_same_v<Dot, Int4Dot>) sum[p] = add(sum[p], beginning<Dot>(job, m + r, span.group, p));
+        }
         if constexpr (std::is_same_v<Dot, Int4Dot>) {
           finish_words<Dot, P>(job, first + n, m + r, span.group, sum);
         } else {

@@ -14,6 +14,7 @@ from oneroof.ops.cpu.library import native
 from oneroof.ops.cpu.pointwise import (
     add_rms_norm,
     blend,
+    draw,
     likeliest,
     qk_norm_rope,
     rms_norm,
@@ -30,6 +31,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "blend",
+    "draw",
     "gated_matmul",
     "install",
     "likeliest",

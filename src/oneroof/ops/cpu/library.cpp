@@ -79,6 +79,7 @@ EXPORT void oneroof_swiglu(const Swiglu* s) { active->swiglu(*s); }
 EXPORT void oneroof_route(const Routing* r) { active->route(*r); }
 EXPORT void oneroof_blend(const Blend* b) { active->blend(*b); }
 EXPORT void oneroof_waves(const Waves* w) { active->waves(*w); }
+EXPORT void oneroof_draw(const Drawing* d) { active->draw(*d); }
 EXPORT void oneroof_likeliest(const Likeliest* l) { active->likeliest(*l); }
 EXPORT int oneroof_lookup(const Weight* w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
   return active->lookup(*w, tokens, count, y, y_type);

@@ -36,7 +36,7 @@ struct Rows {
   int64_t stride;       // words
   int64_t plane;        // words of one plane
   const float* scale;   // [rows] where x was made whole
-  const int32_t* sums;  // [rows][planes][groups of the weight]
+  const int32_t* sums;  // [rows][planes][groups of the weight]: what a sum of products begins with
 
   const float* floats(int64_t row) const { return static_cast<const float*>(data) + row * stride; }
   const uint32_t* words(int64_t row) const { return static_cast<const uint32_t*>(data) + row * stride; }
@@ -127,11 +127,15 @@ struct Rounding {
   F operator()(F x) const { return min(max(round(mul(x, inverse)), bottom), top); }
 };
 
+// What a weight's bytes have too much, times which an input's sum begins a sum of products; of zero points that differ
+// that sum itself is kept.
+inline int32_t begins_with(const Weight& w) { return w.kind == INT8 ? -128 : w.zero ? 1 : -8; }
+
 // Inputs begin .. end of a row, a group of the weight: as bytes at `out`, of `planes` planes that are `padded` apart;
-// their sums, by plane, at `sums` and `groups` after it.
+// their sums `times` something, by plane, at `sums` and `groups` after it.
 template <int planes>
 inline void quantize_group(const Given& g, int64_t row, int64_t begin, int64_t end, const Rounding& rounded,
-                           int8_t* out, int64_t padded, int32_t* sums, int64_t groups) {
+                           int8_t* out, int64_t padded, int32_t times, int32_t* sums, int64_t groups) {
   I high_sum = zero_int(), low_sum = zero_int();
   for (int64_t k = begin; k < end; k += LANES) {
     int n = lanes_of(end - k);
@@ -145,8 +149,8 @@ inline void quantize_group(const Given& g, int64_t row, int64_t begin, int64_t e
     high_sum = add(high_sum, high);
     store_bytes(out + k, high, n);
   }
-  sums[0] = sum(high_sum);
-  if (planes == 2) sums[groups] = sum(low_sum);
+  sums[0] = sum(high_sum) * times;
+  if (planes == 2) sums[groups] = sum(low_sum) * times;
 }
 
 // q = round(x / scale), to nearest even, |q| <= largest; scale = max |x| / largest where it is not given. Fills `out`
@@ -173,12 +177,13 @@ inline float quantize_row(const Given& g, int64_t row, const Weight& w, const La
   }
   auto to = static_cast<int8_t*>(out);
   int64_t span = l.groups > 1 ? l.group : w.dim, tail = padded - w.dim;
+  int32_t times = begins_with(w);
   for (int64_t begin = 0, group = 0; begin < w.dim; begin += span, group++) {
     int64_t end = std::min(begin + span, w.dim);
     if (mode == Mode::PLANES) {
-      quantize_group<2>(g, row, begin, end, rounded, to, padded, sums + group, l.groups);
+      quantize_group<2>(g, row, begin, end, rounded, to, padded, times, sums + group, l.groups);
     } else {
-      quantize_group<1>(g, row, begin, end, rounded, to, padded, sums + group, l.groups);
+      quantize_group<1>(g, row, begin, end, rounded, to, padded, times, sums + group, l.groups);
     }
   }
   std::memset(to + w.dim, 0, tail);
@@ -412,21 +417,36 @@ inline void fold_words(const Job& job, int i, int64_t m, int64_t group, const I 
   store(out, fma(y, scale, total));
 }
 
-// What `sum` means once the offsets of weights and the zero points are taken out.
+// What a row's sum of products begins with.
+template <class Dot>
+inline typename Dot::Sum beginning(const Job& job, int64_t m, int64_t group, int p) {
+  if constexpr (std::is_same_v<typename Dot::Sum, F>) {
+    return zero();
+  } else {
+    if (!Dot::zeros || job.weight->zero) return zero_int();
+    return set1(job.x->sums[(m * 2 + p) * job.layout->groups + group]);
+  }
+}
+
+// What `sum` means once zero points that differ are taken out.
 template <class Dot, int P>
 inline void finish_words(const Job& job, int i, int64_t m, int64_t group, const typename Dot::Sum (&sum)[P]) {
   if constexpr (std::is_same_v<typename Dot::Sum, F>) {
     store(job.row(m) + i * LANES, sum[0]);
   } else {
     const int32_t* sums = job.x->sums + m * 2 * job.layout->groups + group;
-    I offset = set1(Dot::offset ? Dot::offset : 8);
-    if (!Dot::offset && job.weight->zero) {
+    if constexpr (!Dot::zeros) {
+      I whole[P];
+      for (int p = 0; p < P; p++) whole[p] = add(sum[p], set1(sums[p * job.layout->groups]));
+      fold_words<P>(job, i, m, group, whole);
+    } else if (job.weight->zero) {
       auto zeros = reinterpret_cast<const __m128i*>(job.weight->zero + job.place(i, group));
-      offset = {_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros))};
+      I zero{_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros))}, whole[P];
+      for (int p = 0; p < P; p++) whole[p] = sub(sum[p], mul(zero, set1(sums[p * job.layout->groups])));
+      fold_words<P>(job, i, m, group, whole);
+    } else {
+      fold_words<P>(job, i, m, group, sum);
     }
-    I whole[P];
-    for (int p = 0; p < P; p++) whole[p] = sub(sum[p], mul(offset, set1(sums[p * job.layout->groups])));
-    fold_words<P>(job, i, m, group, whole);
   }
 }
 
@@ -435,13 +455,24 @@ inline void word_tile(const Job& job, int first, int64_t m) {
   const Layout& l = *job.layout;
   int64_t span = l.groups > 1 ? l.group : job.weight->dim;
   for (int64_t begin = 0, group = 0; begin < job.weight->dim; begin += span, group += l.groups > 1) {
-    typename Dot::Sum sum[M][N][P];
     int64_t steps = ceil_div(std::min(span, job.weight->dim - begin), l.inputs);
     Streams<N> panel = job.streams<N>(first, begin / l.inputs * l.bytes, (begin / l.inputs + steps) * l.bytes);
     const uint32_t* x = job.x->words(m) + begin / l.inputs * Dot::vectors;
-    multiply_words<Dot, P, M, N, true>(panel, x, job.x->stride, job.x->plane, steps, sum);
-    for (int n = 0; n < N; n++) {
-      for (int i = 0; i < M; i++) finish_words<Dot, P>(job, first + n, m + i, group, sum[i][n]);
+    auto begins = [&](int i, int p) { return beginning<Dot>(job, m + i, group, p); };
+    auto finish = [&](int i, int n, const typename Dot::Sum(&sum)[P]) {
+      finish_words<Dot, P>(job, first + n, m + i, group, sum);
+    };
+    if constexpr (Dot::zeros) {  // its groups are short: from the registers
+      multiply_words<Dot, P, M, N, true>(panel, x, job.x->stride, job.x->plane, steps, begins, finish);
+    } else {
+      typename Dot::Sum sum[M][N][P];
+      multiply_words<Dot, P, M, N, true>(panel, x, job.x->stride, job.x->plane, steps, begins,
+                                         [&](int i, int n, const typename Dot::Sum(&one)[P]) {
+                                           for (int p = 0; p < P; p++) sum[i][n][p] = one[p];
+                                         });
+      for (int n = 0; n < N; n++) {
+        for (int i = 0; i < M; i++) finish(i, n, sum[i][n]);
+      }
     }
   }
 }

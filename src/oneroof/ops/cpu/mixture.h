@@ -99,10 +99,12 @@ inline void mix_some(const Mixture& m, int64_t first, int64_t tokens) {
   int64_t width = down.dim, dim = down.rows;
   Sorting s = sort_by_expert(m.chosen + first * m.k, tokens, m.k, up.experts);
   Rows x = prepare(up, {m.x, first, tokens, m.x_stride, m.x_type, m.input, m.input_scale}, 0);
-  if (tokens > 1) x = gather(x, s, 2 * Layout(up).groups);
+  bool one_row = tokens == 1;  // which every expert reads, once
+  for (int64_t e = 0; e < up.experts; e++) one_row = one_row && s.begin[e + 1] - s.begin[e] <= 1;
+  if (!one_row) x = gather(x, s, 2 * Layout(up).groups);
   int hidden_type = mode_of(down, m.x_type, m.input) == Mode::PAIRS ? BFLOAT16 : FLOAT32;
   void* hidden = call_scratch(8, s.count * width * (hidden_type == FLOAT32 ? 4 : 2) + 64);
-  each_expert(up, s, x, tokens == 1, width / LANES, 2, [&](const Job& job, const ExpertTask& task) {
+  each_expert(up, s, x, one_row, width / LANES, 2, [&](const Job& job, const ExpertTask& task) {
     for (int64_t r = 0; r < task.rows; r++) {
       for (int i = 0; i < job.count; i += 2) {
         F y = mul(silu(scaled(job, r, i)), scaled(job, r, i + 1));

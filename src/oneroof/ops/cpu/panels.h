@@ -122,9 +122,11 @@ inline void multiply(const Step (&step)[N], const Streams<N>& panel, const float
 
 #if defined(__AVX512VNNI__)
 // What one instruction multiplies: a word of 32 bits of x with 64 bytes of weights. `vectors` words belong to a step.
-// Bytes of x are signed; weights are made unsigned by adding `offset`, for which the sum of x makes up at the end.
+// Bytes of x are signed; weights are made unsigned by adding something, for which a sum's beginning makes up. `zeros`:
+// weights may have zero points that differ.
 struct Int8Dot {
-  static constexpr int vectors = 1, inputs = 4, offset = 128;
+  static constexpr int vectors = 1, inputs = 4;
+  static constexpr bool zeros = false;
   using Sum = I;
   using Register = __m512i;
   static void decode(const uint8_t* p, __m512i* w) {
@@ -134,7 +136,8 @@ struct Int8Dot {
 };
 
 struct Int4Dot {
-  static constexpr int vectors = 2, inputs = 8, offset = 0;
+  static constexpr int vectors = 2, inputs = 8;
+  static constexpr bool zeros = true;
   using Sum = I;
   using Register = __m512i;
   static void decode(const uint8_t* p, __m512i* w) {
@@ -147,7 +150,8 @@ struct Int4Dot {
 
 #if defined(__AVX512BF16__)
 struct PairsDot {  // two bfloat16 at once; denormal numbers count as 0
-  static constexpr int vectors = 1, inputs = 2, offset = 0;
+  static constexpr int vectors = 1, inputs = 2;
+  static constexpr bool zeros = false;
   using Sum = F;
   using Register = __m512;
   static void decode(const uint8_t* p, __m512i* w) { w[0] = _mm512_loadu_si512(p); }
@@ -155,11 +159,21 @@ struct PairsDot {  // two bfloat16 at once; denormal numbers count as 0
 };
 #endif
 
-// sum[m][n][p] += plane p of x[m] * panel n. x rows are `stride` words apart, planes `plane` words.
-template <class Dot, int P, int M, int N, bool far>
+// begin(m, p) + plane p of x[m] * panel n, to end(m, n, those of all planes), in registers all the way. x rows are
+// `stride` words apart, planes `plane` words.
+template <class Dot, int P, int M, int N, bool far, class Begin, class End>
 inline void multiply_words(const Streams<N>& panel, const uint32_t* x, int64_t stride, int64_t plane, int64_t steps,
-                           typename Dot::Sum (&sum)[M][N][P]) {
-  typename Dot::Register held[M][N][P] = {};  // plain registers: the compiler keeps a structure's in memory
+                           const Begin& begin, const End& end) {
+  typename Dot::Register held[M][N][P];  // plain registers: the compiler keeps a structure's in memory
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+#pragma GCC unroll 2
+    for (int p = 0; p < P; p++) {
+      typename Dot::Register first = begin(m, p).v;
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) held[m][n][p] = first;
+    }
+  }
   for (int64_t s = 0; s < steps; s++) {
     __m512i w[N][Dot::vectors];
 #pragma GCC unroll 8
@@ -181,9 +195,14 @@ inline void multiply_words(const Streams<N>& panel, const uint32_t* x, int64_t s
       }
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
     for (int n = 0; n < N; n++) {
-      for (int p = 0; p < P; p++) sum[m][n][p].v = held[m][n][p];
+      typename Dot::Sum sum[P];
+#pragma GCC unroll 2
+      for (int p = 0; p < P; p++) sum[p].v = held[m][n][p];
+      end(m, n, sum);
     }
   }
 }

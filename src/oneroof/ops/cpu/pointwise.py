@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from oneroof.ops.cpu.entry import DECLINED, Declined, launch
-from oneroof.ops.cpu.structures import KINDS, Blend, Heads, Likeliest, Norm, Routing, Swiglu, Waves
+from oneroof.ops.cpu.structures import KINDS, Blend, Drawing, Heads, Likeliest, Norm, Routing, Swiglu, Waves
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_DIM = 1024  # of a head: MOST_DIM of pointwise.h
+_MOST_TOKENS = 2**24  # places that a float32 tells apart
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | Declined:
@@ -145,6 +146,25 @@ def likeliest(x_SV: Tensor, otherwise: int) -> Tensor | Declined:
         "oneroof_likeliest",
         Likeliest(x_SV.data_ptr(), chosen.data_ptr(), rows, width, x_SV.stride(0), otherwise),
     )
+    return chosen
+
+
+def draw(x_SV: Tensor, temperature_S: Tensor, seeds_S: Tensor, positions_S: Tensor) -> Tensor | Declined:
+    """As `ops.draw`, but for the last places of the noise; of equal ones the first."""
+    temperature, x = _address(temperature_S, torch.float32), x_SV
+    seeds, positions = _address(seeds_S, torch.int64), _address(positions_S, torch.int64)
+    if temperature is None or seeds is None or positions is None:
+        return DECLINED
+    if not x.is_cpu or x.dtype != torch.float32 or not 0 < x.shape[1] < _MOST_TOKENS:
+        return DECLINED
+    if x.stride(1) != 1 and len(x) > 0:
+        return DECLINED
+    rows, width = x.shape
+    chosen = torch.empty(rows, dtype=torch.int64)
+    drawing = Drawing(
+        *(x.data_ptr(), temperature, seeds, positions, chosen.data_ptr(), rows, width, x.stride(0))
+    )
+    launch("oneroof_draw", drawing)
     return chosen
 
 

@@ -19,6 +19,7 @@ from oneroof.ops.matrix import LANES, Matrix
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _HOW = {"float": 0, "dynamic": 1, "static": 2}
+_SUMMED = 65536  # products of two bytes whose sum an int32 holds
 _EXACT = 1024  # EXACT of matmul.h: inputs of a group whose sum of bytes is whole in every variant
 
 
@@ -106,7 +107,9 @@ def _product(
 
 def _served(x_TK: Tensor, weight: Matrix, how: Input) -> bool:
     """By facts that do not change from call to call."""
-    exact = how.kind == "float" or (weight.kind in ("int8", "int4") and weight.group <= _EXACT)
+    whole = weight.kind in ("int8", "int4")
+    exact = how.kind == "float" or (whole and weight.group <= _EXACT)
+    exact = exact and (not whole or min(weight.group or weight.dim, weight.dim) <= _SUMMED)
     fits = weight.layout == "panels" and x_TK.is_cpu and x_TK.dtype in _FLOATS
     return fits and exact and x_TK.dim() == 2 and x_TK.stride(1) == 1
 

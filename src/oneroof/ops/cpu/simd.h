@@ -67,6 +67,7 @@ inline I add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I sub(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I mul(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 inline I band(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline I bxor(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
 template <int n>
 inline I left(I a) { return {_mm512_slli_epi32(a.v, n)}; }
 template <int n>
@@ -187,6 +188,7 @@ inline I add(I a, I b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(
 inline I sub(I a, I b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 inline I mul(I a, I b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 inline I band(I a, I b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+inline I bxor(I a, I b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
 template <int n>
 inline I left(I a) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
 template <int n>

@@ -202,6 +202,21 @@ class Likeliest(Structure):
     ]
 
 
+class Drawing(Structure):
+    """Rows of logits, how they are drawn from, and what is drawn."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("temperature", c_void_p),
+        ("seeds", c_void_p),
+        ("positions", c_void_p),
+        ("chosen", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("stride", c_int64),
+    ]
+
+
 class Blend(Structure):
     """Two addends, the second with a gate or none."""
 

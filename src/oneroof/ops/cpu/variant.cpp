@@ -9,6 +9,7 @@
 #include "mixture.h"
 #include "lookup.h"
 #include "pointwise.h"
+#include "draw.h"
 #include "check.h"
 #include "probe.h"
 
@@ -24,7 +25,7 @@ extern const Training training;  // variant_gemm.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     ONEROOF_NAME(ONEROOF_VARIANT), linear, gated, mixture, attend, rms_norm, heads,
-    swiglu, lookup, waves, likeliest, route, blend, read_memory, multiply_add, check, &training,
+    swiglu, lookup, waves, likeliest, draw, route, blend, read_memory, multiply_add, check, &training,
 };
 
 }  // namespace ONEROOF_VARIANT

@@ -7,12 +7,19 @@ S rows, V token ids.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
+from oneroof.ops.dispatch import op
+
 _LARGEST = 1.0 - 2.0**-24  # the float32 below 1
+
+
+@op
+def draw(x_SV: Tensor, temperature_S: Tensor, seeds_S: Tensor, positions_S: Tensor) -> Tensor:
+    """[S] int64: a token of each row by ``softmax(x / t)``, the largest of ``x / t + gumbel``."""
+    ids = torch.arange(x_SV.shape[1], device=x_SV.device)
+    return (x_SV / temperature_S[:, None]).add_(gumbel(seeds_S, positions_S, ids)).argmax(-1)
 
 
 def gumbel(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
@@ -30,28 +37,11 @@ def uniform(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
     Two rounds of a 32-bit mixer over the token id, keyed by the two halves of a 64-bit hash of seed and
     position.
     """
-    key = _mix64(_mix64(seeds) ^ positions)
+    key = mix64(mix64(seeds) ^ positions)
     low = (key << 32 >> 32).to(torch.int32)
     high = (key >> 32).to(torch.int32)
     bits = _mix32(_mix32(ids.to(torch.int32) ^ low[:, None]).add_(high[:, None]))
     return bits.bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
-
-
-def branch(seed: int, number: int) -> int:
-    """The seed of a request's completion `number`: the request's own for 0, unrelated ones for the others."""
-    if number == 0:
-        return seed
-    return int(_mix64(_mix64(torch.tensor(seed)) + number))
-
-
-def nth_seed(seed: int, index: int) -> int:
-    """``seed + index``, wrapped into 64 bits."""
-    return (seed + index + 2**63) % 2**64 - 2**63
-
-
-def fresh_seed() -> int:
-    """A seed nobody has had: 63 bits of the system's randomness."""
-    return int.from_bytes(os.urandom(8), "little") >> 1
 
 
 def _mix32(x: Tensor) -> Tensor:
@@ -61,7 +51,7 @@ def _mix32(x: Tensor) -> Tensor:
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-def _mix64(x: Tensor) -> Tensor:
+def mix64(x: Tensor) -> Tensor:
     """One step of splitmix64 (Steele, Lea, Flood 2014): a bijection on 64 bits. [..] int64, wrapping."""
     x = x + _signed(0x9E3779B97F4A7C15, 64)
     x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9, 64)
