@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +101,17 @@ def test_nothing_is_computed_meanwhile() -> None:
 
     assert record(in_place, (x, y), ROWS, ROWS) is not None
     assert torch.equal(qkv, torch.ones(ROWS, 3 * 16))
+
+
+def test_it_is_made_without_the_compiler() -> None:
+    """Which takes seconds to import, before the first token."""
+    program = (
+        "import sys, torch, test_recording as t; t.backend.install(); t.recorded()\n"
+        "assert not any(name.startswith('torch._dynamo') for name in sys.modules)"
+    )
+    folders = (Path(__file__).parent, Path(__file__).parents[2])
+    places = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | places)
 
 
 @settings(max_examples=100)

@@ -7,7 +7,7 @@ are written into the structures before each run.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import Structure, addressof, c_int64, c_void_p, cast
@@ -63,6 +63,11 @@ class _Watch(TorchDispatchMode):
         torch.ops.aten.empty_strided.default,
         torch.ops.aten.new_empty.default,
     )
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would import its compiler, which takes seconds, to keep it out of here."""
+        return False
 
     def __init__(self, made: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -173,13 +178,14 @@ def _fields(structure: Structure) -> Iterator[tuple[str, int, int]]:
 def _arrange(lives: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]) -> tuple[dict[int, int], int]:
     """Places for buffers, none of which share memory while both are in use; and how much that takes."""
     placed: dict[int, int] = {}
+    used: list[int] = []  # those in use, by their places
     for index in sorted(lives, key=lambda i: lives[i]):
-        first, last = lives[index]
+        used = [other for other in used if lives[other][1] >= lives[index][0]]
         at = 0
-        for other in sorted(placed, key=lambda i: placed[i]):
-            apart = lives[other][1] < first or lives[other][0] > last
+        for other in used:
             end = placed[other] + sizes[other]
-            if not apart and placed[other] < at + sizes[index] and at < end:
+            if placed[other] < at + sizes[index] and at < end:
                 at = -(-end // _ALIGNED) * _ALIGNED
         placed[index] = at
+        insort(used, index, key=placed.__getitem__)
     return placed, max((at + sizes[i] for i, at in placed.items()), default=0)
