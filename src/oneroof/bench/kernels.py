@@ -84,6 +84,9 @@ def cases(config: ModelConfig, schemes: Sequence[str], tokens: Sequence[int], ke
         yield _norm(config, count, dtype)
 
 
+_PAUSE = 0.02  # seconds in which the threads of what was measured before fall asleep
+
+
 def measure(found: Iterable[Case], rounds: int) -> Iterator[Timing]:
     """Rounds of each case and of its peer in turn, with the machine's rates read beside them."""
     for case in found:
@@ -100,6 +103,8 @@ def measure(found: Iterable[Case], rounds: int) -> Iterator[Timing]:
 
 
 def _seconds(run: Callable[[int], object], count: int) -> float:
+    time.sleep(_PAUSE)
+    run(0)  # its own threads wake
     began = time.perf_counter()
     for n in range(count):
         run(n)
