@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,11 @@ from oneroof import ops
 from oneroof.ops.cpu import backend
 from oneroof.ops.cpu.recording import CpuRecording, _arrange, record
 from oneroof.ops.matmul import FLOAT
+from oneroof.ops.matrix import Matrix
 
 pytestmark = with_kernels
 
 ROWS, DIM = 12, 48
-WEIGHT = filled("int8", (1, 2 * DIM, DIM), "panels")
 NORM = torch.rand(DIM)
 
 
@@ -35,12 +36,17 @@ def _served() -> Iterator[None]:
     ops.use("reference", None)
 
 
+@cache
+def weight() -> Matrix:
+    return filled("int8", (1, 2 * DIM, DIM), "panels")
+
+
 def body(x: Tensor) -> Tensor:
     total = x
     for _ in range(5):
-        gated = ops.gated_matmul(ops.rms_norm(x, NORM, 1e-6), WEIGHT, None, FLOAT)
+        gated = ops.gated_matmul(ops.rms_norm(x, NORM, 1e-6), weight(), None, FLOAT)
         x, total = ops.add_rms_norm(gated, total, NORM, 1e-6)
-    return ops.blend(x, total, ops.matmul(x, WEIGHT, None, FLOAT, x.dtype)[:, 3:4])
+    return ops.blend(x, total, ops.matmul(x, weight(), None, FLOAT, x.dtype)[:, 3:4])
 
 
 def recorded() -> CpuRecording:
