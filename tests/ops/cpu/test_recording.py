@@ -32,6 +32,7 @@ NORM = torch.rand(DIM)
 @pytest.fixture(autouse=True, scope="module")
 def _served() -> Iterator[None]:
     backend.install()
+    weight()  # not while something is recorded
     yield
     ops.use("reference", None)
 
@@ -50,6 +51,7 @@ def body(x: Tensor) -> Tensor:
 
 
 def recorded() -> CpuRecording:
+    weight()
     x = torch.empty(ROWS, DIM)
     made = record(lambda: body(x), (x, None), ROWS, ROWS)
     assert made is not None
