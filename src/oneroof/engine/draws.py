@@ -45,7 +45,7 @@ class Draw:
         kinds: dict[tuple[int, bool], list[int]] = {}
         for row, one in enumerate(params):
             if not one.greedy:
-                kinds.setdefault((_width(one, vocabulary, device), _uncut(one)), []).append(row)
+                kinds.setdefault((_width(one, vocabulary, device), _any_token(one)), []).append(row)
         found = []
         for (width, _), rows in sorted(kinds.items()):
             mine = [params[r] for r in rows]
@@ -155,14 +155,14 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(1, inside // block) * block + inside % block
 
 
-def _uncut(params: SamplingParams) -> bool:
+def _any_token(params: SamplingParams) -> bool:
     """Whether any token may be drawn."""
     return params.top_k < 1 and params.top_p >= 1.0 and not params.min_p
 
 
 def _width(params: SamplingParams, vocabulary: int, device: torch.device) -> int:
     """How many likeliest tokens a row's own settings ask to look at."""
-    if device.type != "cpu" or _uncut(params):
+    if device.type != "cpu" or _any_token(params):
         return vocabulary
     if 0 < params.top_k < _FEW * 3 // 4:
         return min(_FEW, vocabulary)
