@@ -138,7 +138,7 @@ def blend(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor | None) -> Tensor | Declin
 
 def likeliest(x_SV: Tensor, otherwise: int) -> Tensor | Declined:
     """As `ops.likeliest`."""
-    if not x_SV.is_cpu or x_SV.dtype != torch.float32 or x_SV.stride(1) != 1 or x_SV.shape[1] == 0:
+    if not x_SV.is_cpu or x_SV.dtype != torch.float32 or x_SV.shape[1] == 0 or not _rows(x_SV):
         return DECLINED
     rows, width = x_SV.shape
     chosen = torch.empty(rows, dtype=torch.int64)
@@ -155,9 +155,7 @@ def draw(x_SV: Tensor, temperature_S: Tensor, seeds_S: Tensor, positions_S: Tens
     seeds, positions = _address(seeds_S, torch.int64), _address(positions_S, torch.int64)
     if temperature is None or seeds is None or positions is None:
         return DECLINED
-    if not x.is_cpu or x.dtype != torch.float32 or not 0 < x.shape[1] < _MOST_TOKENS:
-        return DECLINED
-    if x.stride(1) != 1 and len(x) > 0:
+    if not x.is_cpu or x.dtype != torch.float32 or not 0 < x.shape[1] < _MOST_TOKENS or not _rows(x):
         return DECLINED
     rows, width = x.shape
     chosen = torch.empty(rows, dtype=torch.int64)
@@ -196,6 +194,6 @@ def _served(x: Tensor, weight: Tensor) -> bool:
 def _rows(x: Tensor) -> tuple[int, int] | None:
     """How many rows x has, and how many numbers apart they are; None where they are not evenly apart."""
     if x.dim() == 2:
-        return (x.shape[0], x.stride(0)) if x.stride(1) == 1 else None
+        return (x.shape[0], x.stride(0)) if x.stride(1) == 1 or x.numel() == 0 else None
     width = x.shape[-1]
     return (x.numel() // width if width else 0, width) if x.is_contiguous() else None
