@@ -302,42 +302,92 @@ inline void meet_block(const Attention& a, const Item& item, Rows& rows, const B
   }
 }
 
-// Where there are few rows, memory is what they wait for: the next block is fetched while they meet this one.
-inline Ahead fetch_of(const Attention& a, const Item& item, const Rows& rows, const Block& next, int keys) {
-  int64_t each = rows.count / item.heads, tiles = (each + TILE - 1) / TILE;
-  int64_t size = bytes_of(a.slots ? a.pool_type : a.type);
-  Ahead ahead;
-  if (each > SHARED) return ahead;
-  int64_t steps = item.heads * tiles * (a.dim + (a.dim + 63) / 64 * BLOCK);  // at which lines are asked for
-  if (straight(a, each)) {
-    int64_t columns = !WIDE ? 1 : each <= 4 ? 4 : 2;
-    steps = item.heads * (a.dim * size / 16 * GROUPS / 2 + (a.dim / LANES + columns - 1) / columns * BLOCK);
-  }
-  ahead.at = next.at, ahead.keys = keys;
-  ahead.lines = (item.heads * a.dim * size + 63) / 64;
-  ahead.each = static_cast<int>((2 * keys * ahead.lines + steps - 1) / steps);
-  return ahead;
+// Where an item's blocks begin and end.
+struct Reach {
+  int64_t first, end;
+};
+inline Reach reach_of(const Item& item, Span all) {
+  return {std::max(item.first_chunk * CHUNK, all.lo / BLOCK * BLOCK),
+          std::min((item.first_chunk + item.chunks) * CHUNK, all.hi)};
+}
+inline int inside(int64_t keys) {
+  return static_cast<int>(std::min<int64_t>(std::max<int64_t>(keys, 0), BLOCK));
 }
 
+// What is asked of memory while an item's rows meet a block: the block after it, and at the item's end the
+// first one of the item that this thread is likely to serve next. A thread's first block is asked for at once.
+struct Fetching {
+  const Attention& a;
+  const Item& item;
+  const Item* following;
+  bool cold;
+  bool pays;  // else arithmetic is what the rows wait for
+  Block after, beyond;
+
+  Fetching(const Attention& a, const Item& item, const Item* following, bool cold, const Rows& rows)
+      : a(a), item(item), following(following), cold(cold), pays(rows.count / item.heads <= SHARED) {}
+
+  void add(const Item& whose, const Block& block, int keys, Ahead& ahead) const {
+    int64_t size = bytes_of(a.slots ? a.pool_type : a.type);
+    ahead.add(block.at, keys, (whose.heads * a.dim * size + 63) / 64);
+  }
+
+  // ... and how many lines at each of the steps at which some are asked for
+  void share_out(const Rows& rows, Ahead& ahead) const {
+    int64_t each = rows.count / item.heads, tiles = (each + TILE - 1) / TILE;
+    int64_t size = bytes_of(a.slots ? a.pool_type : a.type);
+    int64_t steps = item.heads * tiles * (a.dim + (a.dim + 63) / 64 * BLOCK);
+    if (straight(a, each)) {
+      int64_t columns = !WIDE ? 1 : each <= 4 ? 4 : 2;
+      int64_t turns = a.dim * size / 16 * GROUPS / (each > ALONE ? 2 : 1);
+      steps = item.heads * (turns + (a.dim / LANES + columns - 1) / columns * BLOCK);
+    }
+    ahead.each = static_cast<int>((ahead.all() + steps - 1) / steps);
+  }
+
+  void before(const Block& block, int keys) {
+    Ahead now;
+    if (!cold || !pays) return;
+    cold = false;
+    add(item, block, keys, now);
+    now.each = static_cast<int>(now.all());
+    now.fetch();
+  }
+
+  Ahead during(const Rows& rows, int64_t first, Span all, int64_t end) {
+    Ahead ahead;
+    if (!pays) return ahead;
+    int64_t next = first + BLOCK;
+    if (next < end) {
+      Finder{a, item.sequence, item.head}.find(next, all.lo, all.hi, after);
+      add(item, after, inside(end - next), ahead);
+    }
+    if (following != nullptr && end - next <= BLOCK / 4) {
+      Span its = span_of(a, following->sequence, following->token, following->tokens);
+      Reach reach = reach_of(*following, its);
+      Finder{a, following->sequence, following->head}.find(reach.first, its.lo, its.hi, beyond);
+      add(*following, beyond, inside(reach.end - reach.first), ahead);
+      following = nullptr;
+    }
+    share_out(rows, ahead);
+    return ahead;
+  }
+};
+
 // All rows of the item meet the blocks of one chunk.
-inline void walk(const Attention& a, const Item& item, Span all, int64_t chunk, Rows& rows) {
+inline void walk(const Attention& a, const Item& item, Span all, int64_t chunk, Rows& rows,
+                 Fetching& fetching) {
   Finder finder{a, item.sequence, item.head};
-  Block blocks[2];
-  int64_t end = std::min(all.hi, (chunk + 1) * CHUNK),
-          first = std::max(chunk * CHUNK, all.lo / BLOCK * BLOCK);
+  Block block;
+  int64_t end = std::min(all.hi, (chunk + 1) * CHUNK), last = reach_of(item, all).end;
   clear(rows.sums, rows.count * padded(a.dim), 0.0f);
   clear(rows.share, rows.count * LANES, 0.0f);
   clear(rows.most, rows.count, -INFINITY);
-  auto inside = [](int64_t p) { return static_cast<int>(std::min<int64_t>(std::max<int64_t>(p, 0), BLOCK)); };
-  finder.find(first, all.lo, all.hi, blocks[0]);
-  for (int turn = 0; first < end; first += BLOCK, turn ^= 1) {
-    int64_t next = first + BLOCK;
-    Ahead ahead;
-    if (next < all.hi) {
-      finder.find(next, all.lo, all.hi, blocks[turn ^ 1]);
-      ahead = fetch_of(a, item, rows, blocks[turn ^ 1], inside(all.hi - next));
-    }
-    meet_block(a, item, rows, blocks[turn], {inside(all.lo - first), inside(all.hi - first)}, ahead);
+  for (int64_t first = std::max(chunk * CHUNK, all.lo / BLOCK * BLOCK); first < end; first += BLOCK) {
+    finder.find(first, all.lo, all.hi, block);
+    fetching.before(block, inside(last - first));
+    Ahead ahead = fetching.during(rows, first, all, last);
+    meet_block(a, item, rows, block, {inside(all.lo - first), inside(all.hi - first)}, ahead);
   }
 }
 
@@ -353,7 +403,8 @@ inline void keep(const Rows& rows, int64_t r, int64_t width, float* out) {
 }
 inline int64_t kept(int64_t dim) { return padded(dim) + LANES; }  // floats
 
-inline void serve(const Attention& a, const Item& item, float* partials, int thread) {
+inline void serve(const Attention& a, const Item& item, const Item* following, bool cold, float* partials,
+                  int thread) {
   int64_t count = rows_of(a, item), width = padded(a.dim);
   Rows rows(static_cast<char*>(thread_scratch(thread, Rows::size(count, a.dim))), count, a.dim);
   read_queries(a, item, rows);
@@ -361,8 +412,9 @@ inline void serve(const Attention& a, const Item& item, float* partials, int thr
   clear(rows.total, count * width, 0.0f);
   clear(rows.total_share, count, 0.0f);
   clear(rows.total_most, count, -INFINITY);
+  Fetching fetching(a, item, following, cold, rows);
   for (int64_t chunk = item.first_chunk; chunk < item.first_chunk + item.chunks; chunk++) {
-    walk(a, item, all, chunk, rows);
+    walk(a, item, all, chunk, rows, fetching);
     for (int64_t r = 0; r < count; r++) {
       if (!sees(rows, r, chunk)) continue;
       if (item.partial >= 0) {
@@ -462,7 +514,11 @@ void attention(const Attention& a) {
   plan(a, made);
   Plan& p = made;  // the caller's, in every thread
   auto partials = static_cast<float*>(call_scratch(0, p.floats * sizeof(float) + 64));
-  parallel(p.items.size(), [&](int64_t task, int thread) { serve(a, p.items[task], partials, thread); });
+  parallel(p.items.size(), [&](int64_t task, int thread) {
+    int64_t next = task + thread_count(), items = p.items.size();
+    bool cold = task < thread_count();
+    serve(a, p.items[task], next < items ? &p.items[next] : nullptr, cold, partials, thread);
+  });
   parallel(p.cut.size(), [&](int64_t task, int thread) { finish(a, p.cut[task], partials, thread); });
 }
 

@@ -19,19 +19,30 @@ namespace {
 constexpr int TILE = 6;            // rows whose sums stay in registers beside a laid block
 constexpr int FEW = WIDE ? 8 : 2;  // ... and beside a block that is read straight from memory
 constexpr int MOST_TILE = 8;
+constexpr int ALONE = WIDE ? 2 : 8;  // up to so many, sixteen keys at once: more would crowd the first level's sets
 
 // Registers of columns beside `rows` rows: as many sums as there is room for, where rows are few.
 constexpr int width_of(int rows) { return WIDE || rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
-// The memory of the next block, asked for a few lines at a time while this one is worked on.
+// The memory of what comes next, asked for a few lines at a time while a block is worked on.
 struct Ahead {
-  const Place* at = nullptr;
-  int64_t lines = 0;     // of 64 bytes that a key or a value has
-  int keys = 0, i = -1;  // how many keys there are; the one that is being fetched
-  int each = 0;          // lines at a time
+  struct Part {
+    const Place* at;
+    int keys;       // and as many values, after them
+    int64_t lines;  // of 64 bytes that a key or a value has
+  };
+  Part parts[2] = {};
+  int count = 0, part = 0, i = -1;  // i: the key, then the value, of the part that is being fetched
+  int each = 0;                     // lines at a time
   const char* line = nullptr;
   const char* last = nullptr;
 
+  void add(const Place* at, int keys, int64_t lines) { parts[count++] = {at, keys, lines}; }
+  int64_t all() const {  // lines
+    int64_t sum = 0;
+    for (int p = 0; p < count; p++) sum += 2 * parts[p].keys * parts[p].lines;
+    return sum;
+  }
   void fetch() {
     for (int n = 0; n < each; n++) {
       if (line == last && !turn()) return;
@@ -39,13 +50,15 @@ struct Ahead {
       line += 64;
     }
   }
-  bool turn() {  // on to the next key, and to the values after all keys
-    if (++i >= 2 * keys) {
+  bool turn() {  // on to the next key or value
+    if (++i == 2 * parts[part].keys) part++, i = 0;
+    if (part == count) {
       each = 0;
       return false;
     }
-    line = i < keys ? at[i].key : at[i - keys].value;
-    last = line + 64 * lines;
+    const Part& p = parts[part];
+    line = i < p.keys ? p.at[i].key : p.at[i - p.keys].value;
+    last = line + 64 * p.lines;
     return true;
   }
 };
@@ -246,7 +259,7 @@ struct Straight {
 
   void score(int rows, const float* q, int groups, float* out, Ahead& ahead) const {
     with_rows<FEW>(rows, [&](auto n) {
-      constexpr int r = decltype(n)::value, wide = WIDE ? 2 : 1;
+      constexpr int r = decltype(n)::value, wide = r > ALONE ? 2 : 1;
       int g = 0;
       for (; g + wide <= groups; g += wide) {
         score_straight<type, r, wide>(q, dim, at + g * LANES, shift, out + g * LANES, ahead);
