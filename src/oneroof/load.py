@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from oneroof.config import ModelConfig
 from oneroof.errors import UserError
 from oneroof.hub import locate
 from oneroof.jsonfile import read_object
+from oneroof.layout import ALONE, Grid, Share, cut_of, share_of
 from oneroof.models import family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
 from oneroof.models.init import initialize
-from oneroof.models.sizes import sizes
+from oneroof.models.sizes import parameters
 from oneroof.names import Ignored
 from oneroof.ops.cpu import backend
 from oneroof.quant.packed import PackedFile
@@ -67,12 +69,12 @@ class Loaded(Front):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.norm.weight.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and activations."""
-        return self.model.norm.weight.dtype
+        return self.model.dtype
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Whole sequences for one uncached forward of this model."""
@@ -116,6 +118,8 @@ def load(
     seed: int = 0,
     revision: str = "main",
     hub: str = "huggingface",
+    grid: Grid = ALONE,
+    rank: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
     """Load `model`: a folder in Hugging Face layout, a hub id, or `demo`.
@@ -123,7 +127,8 @@ def load(
     `random_weights` needs `config.json` alone; `layers` keeps the first so many. `quantization` is a word of
     `SCHEMES`; weights are rounded while they are read. `plain` keeps every weight a tensor in the
     checkpoint's order, for whoever reads or trains it: the native CPU kernels want their own;
-    `packed_cache` keeps that beside the checkpoint, and maps it at the next start. `progress(done, all)` is
+    `packed_cache` keeps that beside the checkpoint, and maps it at the next start. Of a `grid` of several
+    ranks, `rank`'s share is read, and no collective hangs in the model yet. `progress(done, all)` is
     called with bytes while weights are read. Raises UserError for whatever the user can mend.
     """
     scheme = _scheme(quantization, plain)
@@ -144,9 +149,10 @@ def load(
     if native:
         backend.take_threads()
     number = devices.resolve_dtype(dtype, held, place, native=native)
-    _check_memory(config, number, place, head, scheme)
+    share = share_of(config, grid, rank, group=scheme.linear.group)
+    _check_memory(config, share, number, place, head, scheme)
     quantized = scheme != SCHEMES["none"]
-    decoder = Decoder(config, dtype=number, device="cpu" if quantized else place, head=head)
+    decoder = Decoder(config, dtype=number, device="cpu" if quantized else place, head=head, share=share)
     apply(decoder, scheme, layout="panels" if native else "rows", device=place)
     decoder.to(place)
     if stored is None:
@@ -155,9 +161,12 @@ def load(
         packed = None
         if packed_cache and native:
             form = {"scheme": quantization or "none", "dtype": str(number), "layers": config.depth}
+            if grid.ranks > 1:
+                form |= {"grid": str(grid).replace(" ", ""), "rank": rank}
             packed = PackedFile(folder, (folder / "config.json", *stored.paths), form)
         if packed is None or not packed.restore(decoder):
-            fill(decoder.tensors(), stored, names, tied=config.tied_head, report=progress)
+            cut = partial(cut_of, config, share)
+            fill(decoder.tensors(), stored, names, tied=config.tied_head, cut=cut, report=progress)
             if packed is not None:
                 packed.save(decoder, progress)
     decoder.eval().requires_grad_(False)
@@ -196,9 +205,9 @@ def _scheme(quantization: str | None, plain: bool) -> Scheme:
 
 
 def _check_memory(
-    config: ModelConfig, dtype: torch.dtype, place: torch.device, head: bool, scheme: Scheme
+    config: ModelConfig, share: Share, dtype: torch.dtype, place: torch.device, head: bool, scheme: Scheme
 ) -> None:
-    counted = sizes(config).parameters - (0 if head else config.vocabulary * config.dim)
+    counted = parameters(config, share, head=head)
     need, free = counted * scheme.linear.bits(dtype, config.dim) / 8, devices.memory(place).free
     if need > free:
         kind = scheme.linear.kind if scheme != SCHEMES["none"] else str(dtype).removeprefix("torch.")

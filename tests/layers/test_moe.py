@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from oneroof.config import Experts
 from oneroof.layers.moe import MoE
+from oneroof.layout import Span
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,18 @@ def _experts(**changes: object) -> Experts:
 
 
 def _block(experts: Experts, dtype: torch.dtype = torch.float32) -> MoE:
-    block = MoE(8, experts, bias=False, dtype=dtype, device=CPU, fused=True)
+    block = MoE(
+        8,
+        experts,
+        mine=Span(0, experts.count),
+        width=experts.width,
+        shared_width=experts.shared_width,
+        leads=True,
+        bias=False,
+        dtype=dtype,
+        device=CPU,
+        fused=True,
+    )
     torch.manual_seed(0)
     for parameter in block.parameters():
         parameter.data.normal_(0, 0.5)

@@ -1,5 +1,4 @@
-"""Self-attention of one layer. Head counts are read off the tensors it holds, so that a rank's share needs no
-arithmetic.
+"""Self-attention of one layer, or of a rank's share of its heads.
 
 Letters: T tokens, D model width, H heads, K kv heads, d head dim.
 """
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from oneroof import ops
 from oneroof.batch import Batch
 from oneroof.config import ModelConfig
-from oneroof.layers.format import Place
+from oneroof.layers.format import Join, Place
 from oneroof.layers.linear import Linear
 from oneroof.layers.norm import RMSNorm
 from oneroof.layers.rope import Angles
+from oneroof.layout import Share
 from oneroof.pages import LayerCache
 
 
@@ -25,15 +25,24 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions; the norms of q and k, biases and windows are facts."""
 
     def __init__(
-        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device, fused: bool
+        self,
+        config: ModelConfig,
+        share: Share,
+        layer: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        fused: bool,
     ) -> None:
         super().__init__()
+        self.join: Join | None = None
         self.head_dim, self.eps = config.head_dim, config.norm_eps
         self.window, self.causal = config.windows[layer], config.causal
-        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        q, kv = len(share.heads) * config.head_dim, len(share.kv_heads) * config.head_dim
         parts = {"q_proj": q, "k_proj": kv, "v_proj": kv}
         self.qkv = Linear(config.dim, parts, bias=config.qkv_bias, dtype=dtype, device=device, fused=fused)
-        self.output = Linear(q, {"o_proj": config.dim}, bias=config.output_bias, dtype=dtype, device=device)
+        bias = config.output_bias and share.leads
+        self.output = Linear(q, {"o_proj": config.dim}, bias=bias, dtype=dtype, device=device)
         self.rows = (q, kv, kv)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype, device) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype, device) if config.qk_norm else None
@@ -55,7 +64,7 @@ class Attention(nn.Module):
         )
         out = ops.attention(q, k, v, batch, cache, self.window, self.causal)
         mixed: Tensor = self.output(out.flatten(1))
-        return mixed
+        return mixed if self.join is None else self.join(mixed)
 
     def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `self_attn`."""

@@ -7,6 +7,7 @@ experts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,7 @@ class Rows:
 
 
 Place = Tensor | Rows  # where a checkpoint's tensor goes
+Join = Callable[[Tensor], Tensor]  # what makes a rank's addend, or its share of columns, the whole
 
 
 def emptied(weight: nn.Parameter) -> nn.Parameter:

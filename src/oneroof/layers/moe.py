@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from oneroof import ops
 from oneroof.config import Experts
-from oneroof.layers.format import Format, Place, Rows, emptied
+from oneroof.layers.format import Format, Join, Place, Rows, emptied
 from oneroof.layers.linear import Linear
 from oneroof.layers.mlp import MLP
+from oneroof.layout import Span
 
 
 class Routing(NamedTuple):
@@ -61,20 +62,36 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts, plus the shared one."""
+    """Routed experts, plus the shared one; of a rank, those that it has."""
 
     def __init__(
-        self, dim: int, experts: Experts, *, bias: bool, dtype: torch.dtype, device: torch.device, fused: bool
+        self,
+        dim: int,
+        experts: Experts,
+        *,
+        mine: Span,
+        width: int,
+        shared_width: int,
+        leads: bool,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        fused: bool,
     ) -> None:
+        """`mine` are the experts that are here, `width` and `shared_width` a rank's; one rank `leads`."""
         super().__init__()
+        self.join: Join | None = None
         self.router = Router(dim, experts, dtype, device)
-        count, width = experts.count, experts.width
+        self.mine, self.all = mine, len(mine) == experts.count
+        count = len(mine)
         self.gate_up = nn.Parameter(torch.empty(count, 2 * width, dim, dtype=dtype, device=device))
         self.down = nn.Parameter(torch.empty(count, dim, width, dtype=dtype, device=device))
         self.gate_up_format: Format | None = None
         self.down_format: Format | None = None
-        shared, gate = experts.shared_width, experts.shared_gate
-        self.shared = MLP(dim, shared, bias=bias, dtype=dtype, device=device, fused=fused) if shared else None
+        shared, gate = shared_width, experts.shared_gate
+        self.shared: MLP | None = None
+        if shared:
+            self.shared = MLP(dim, shared, bias=bias, leads=leads, dtype=dtype, device=device, fused=fused)
         self.shared_gate = (
             Linear(dim, {"shared_expert_gate": 1}, bias=False, dtype=dtype, device=device)
             if shared and gate
@@ -89,14 +106,17 @@ class MoE(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
         routing: Routing = self.router(x_TD)
+        weights, chosen = routing.weights, routing.chosen
+        if not self.all:
+            chosen = ops.only(chosen, self.mine.start, self.mine.stop)
         if self.gate_up_format is not None and self.down_format is not None:
-            out = self.gate_up_format.mix(x_TD, routing.weights, routing.chosen, self.down_format)
+            out = self.gate_up_format.mix(x_TD, weights, chosen, self.down_format)
         else:
-            out = ops.mixture(x_TD, routing.weights, routing.chosen, self.gate_up, self.down)
-        if self.shared is None:
-            return out
-        gate = self.shared_gate(x_TD) if self.shared_gate is not None else None
-        return ops.blend(out, self.shared(x_TD), gate)
+            out = ops.mixture(x_TD, weights, chosen, self.gate_up, self.down)
+        if self.shared is not None:
+            gate = self.shared_gate(x_TD) if self.shared_gate is not None else None
+            out = ops.blend(out, self.shared(x_TD), gate)
+        return out if self.join is None else self.join(out)
 
     def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `mlp`."""
@@ -115,11 +135,11 @@ class MoE(nn.Module):
         width = self.down.shape[2] if last is None else last.dim
         for e in range(self.down.shape[0] if last is None else last.experts):
             if both is None or last is None:
-                yield f"experts.{e}.gate_proj.weight", self.gate_up[e].narrow(0, 0, width)
-                yield f"experts.{e}.up_proj.weight", self.gate_up[e].narrow(0, width, width)
-                yield f"experts.{e}.down_proj.weight", self.down[e]
+                yield f"experts.{self.mine.start + e}.gate_proj.weight", self.gate_up[e].narrow(0, 0, width)
+                yield f"experts.{self.mine.start + e}.up_proj.weight", self.gate_up[e].narrow(0, width, width)
+                yield f"experts.{self.mine.start + e}.down_proj.weight", self.down[e]
             else:
                 dtype = self.down.dtype
-                yield f"experts.{e}.gate_proj.weight", Rows(both, e, 0, width, dtype)
-                yield f"experts.{e}.up_proj.weight", Rows(both, e, width, width, dtype)
-                yield f"experts.{e}.down_proj.weight", Rows(last, e, 0, last.rows, dtype)
+                yield f"experts.{self.mine.start + e}.gate_proj.weight", Rows(both, e, 0, width, dtype)
+                yield f"experts.{self.mine.start + e}.up_proj.weight", Rows(both, e, width, width, dtype)
+                yield f"experts.{self.mine.start + e}.down_proj.weight", Rows(last, e, 0, last.rows, dtype)

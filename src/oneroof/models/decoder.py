@@ -6,7 +6,6 @@ Letters: T tokens, R rows, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from oneroof.layers.mlp import MLP
 from oneroof.layers.moe import MoE
 from oneroof.layers.norm import RMSNorm
 from oneroof.layers.rope import Angles, Rotary
+from oneroof.layout import ALONE, HEAD, TABLE, Share, share_of
 from oneroof.models.replay import replay
 from oneroof.pages import KVCache, LayerCache
 
@@ -31,21 +31,43 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device, fused: bool
+        self,
+        config: ModelConfig,
+        share: Share,
+        layer: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        fused: bool,
     ) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.dim, config.norm_eps, dtype, device)
-        self.attention = Attention(config, layer, dtype=dtype, device=device, fused=fused)
+        self.attention = Attention(config, share, layer, dtype=dtype, device=device, fused=fused)
         self.post_norm = RMSNorm(config.dim, config.norm_eps, dtype, device)
         self.mlp: MLP | MoE
         if config.sparse_layers[layer]:
             assert config.experts is not None
             self.mlp = MoE(
-                config.dim, config.experts, bias=config.mlp_bias, dtype=dtype, device=device, fused=fused
+                config.dim,
+                config.experts,
+                mine=share.experts,
+                width=len(share.expert_width),
+                shared_width=len(share.shared_width),
+                leads=share.leads,
+                bias=config.mlp_bias,
+                dtype=dtype,
+                device=device,
+                fused=fused,
             )
         else:
             self.mlp = MLP(
-                config.dim, config.width, bias=config.mlp_bias, dtype=dtype, device=device, fused=fused
+                config.dim,
+                len(share.width),
+                bias=config.mlp_bias,
+                leads=share.leads,
+                dtype=dtype,
+                device=device,
+                fused=fused,
             )
 
     def forward(
@@ -73,7 +95,12 @@ class Decoder(nn.Module):
 
     `fused` joins neighbouring projections (fastest); training apart wants them separate. `head` False builds
     none: an embedding checkpoint that ships without. On the device `meta` it has shapes and no memory.
+    `share`: a rank's part, which gives sums' addends until somebody hangs collectives into it.
     """
+
+    embedding: Embedding | None
+    norm: RMSNorm | None
+    head: Embedding | None
 
     def __init__(
         self,
@@ -83,22 +110,47 @@ class Decoder(nn.Module):
         device: torch.device | str = "cpu",
         fused: bool = True,
         head: bool = True,
+        share: Share | None = None,
     ) -> None:
         super().__init__()
         place = torch.device(device)
         self.config = config
-        self.embedding = Embedding(config.vocabulary, config.dim, dtype, place)
+        self.share = share = share or share_of(config, ALONE, 0)
+        rows, dim = share.vocabulary, config.dim
+        self.embedding = Embedding(rows, dim, dtype, place) if share.first else None
         self.blocks = nn.ModuleList(
-            Block(config, i, dtype=dtype, device=place, fused=fused) for i in range(config.depth)
+            Block(config, share, i, dtype=dtype, device=place, fused=fused)
+            for i in range(share.layers.start, share.layers.stop)
         )
-        self.norm = RMSNorm(config.dim, config.norm_eps, dtype, place)
-        self.head: Embedding | None = self.embedding if head and config.tied_head else None
-        if head and not config.tied_head:
-            self.head = Embedding(config.vocabulary, config.dim, dtype, place)
+        self.norm = RMSNorm(dim, config.norm_eps, dtype, place) if share.last else None
+        self.head = None
+        if head and share.last:
+            tied = config.tied_head and self.embedding is not None
+            self.head = self.embedding if tied else Embedding(rows, dim, dtype, place)
         self.rotary = Rotary(config.rope, config.head_dim, config.logn_positions, place)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> Tensor:
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        return first.input_norm.weight
+
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
-        """Final hidden states [T, D], normed; `batch.paging` says where in `cache` keys and values go."""
+        """Final hidden states [T, D], normed; `batch.paging` says where in `cache` keys and values go.
+
+        Of a decoder that has all its layers.
+        """
+        assert self.embedding is not None
         x, angles = self.embedding(batch.tokens), self.rotary(batch)
         if cache is not None:
             hidden = replay(self, x, batch, angles, cache)
@@ -108,11 +160,27 @@ class Decoder(nn.Module):
 
     def layers(self, x_TD: Tensor, batch: Batch, angles: Angles, cache: KVCache | None) -> Tensor:
         """What comes after the embedding, up to the final norm; [T, D] -> [T, D]."""
-        x, residual = x_TD, cast(Tensor | None, None)
+        return self.finish(*self.walk(x_TD, None, batch, angles, cache))
+
+    def walk(
+        self,
+        x_TD: Tensor,
+        residual_TD: Tensor | None,
+        batch: Batch,
+        angles: Angles,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Through the layers that are here: (the last one's addend, the sum before it)."""
+        x, residual = x_TD, residual_TD
         for i, block in enumerate(self.blocks):
             x, residual = block(x, residual, batch, angles, cache.layers[i] if cache is not None else None)
         assert residual is not None  # there is at least one block
-        normed, _ = self.norm.add(x, residual)
+        return x, residual
+
+    def finish(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        """The norm of their sum, of the stage that has it."""
+        assert self.norm is not None
+        normed, _ = self.norm.add(x_TD, residual_TD)
         return normed
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -132,12 +200,15 @@ class Decoder(nn.Module):
 
         Of a weight in a `Format` it is `Rows`, which can be filled and told as numbers, but is no tensor.
         """
-        found: dict[str, Place] = {"model.embed_tokens.weight": self.embedding.table()}
-        for i, block in enumerate(self.blocks):
+        found: dict[str, Place] = {}
+        if self.embedding is not None:
+            found[TABLE] = self.embedding.table()
+        for i, block in enumerate(self.blocks, self.share.layers.start):
             assert isinstance(block, Block)
             for name, place in block.tensors():
                 found[f"model.layers.{i}.{name}"] = place.data if isinstance(place, Tensor) else place
-        found["model.norm.weight"] = self.norm.weight.data
+        if self.norm is not None:
+            found["model.norm.weight"] = self.norm.weight.data
         if self.head is not None and self.head is not self.embedding:
-            found["lm_head.weight"] = self.head.table()
+            found[TABLE if self.config.tied_head else HEAD] = self.head.table()
         return found

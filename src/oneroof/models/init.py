@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oneroof.layers.format import Place, Rows
+from oneroof.layout import UNCUT, Cut, cut_of
 from oneroof.models.decoder import Decoder
 
 _AT_ONCE = 1 << 22  # numbers drawn at once where a weight is kept in a format
@@ -16,7 +17,7 @@ _AT_ONCE = 1 << 22  # numbers drawn at once where a weight is kept in a format
 def initialize(model: Decoder, seed: int) -> None:
     """Norms 1, biases 0, all else normal with the config's `init_range`; a seed gives the same on any device.
 
-    Each tensor has a stream of its own, by its name, so that a cut model draws the same values.
+    Each tensor has a stream of its own, by its name, so that a cut model, or a rank, draws the same values.
     """
     for name, tensor in model.tensors().items():
         if name.endswith("norm.weight") and isinstance(tensor, Tensor):
@@ -24,11 +25,18 @@ def initialize(model: Decoder, seed: int) -> None:
         elif name.endswith("bias") and isinstance(tensor, Tensor):
             tensor.zero_()
         else:
-            _normal(tensor, model.config.init_range, zlib.crc32(f"{seed} {name}".encode()))
+            cut = cut_of(model.config, model.share, name) or UNCUT
+            _normal(tensor, cut, model.config.init_range, zlib.crc32(f"{seed} {name}".encode()))
 
 
-def _normal(tensor: Place, spread: float, seed: int) -> None:
+def _normal(tensor: Place, cut: Cut, spread: float, seed: int) -> None:
     generator = torch.Generator("cpu").manual_seed(seed)
+    if not cut.uncut:  # a rank's slice of what all ranks draw
+        shape = [*tensor.shape]
+        shape[cut.axis] = cut.whole
+        drawn = torch.empty(shape).normal_(0.0, spread, generator=generator).to(tensor.dtype)
+        tensor.copy_(drawn.narrow(cut.axis, cut.start, cut.stop - cut.start))
+        return
     if isinstance(tensor, Rows):
         _normal_rows(tensor, spread, generator)
         return

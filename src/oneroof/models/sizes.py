@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oneroof.config import ModelConfig
+from oneroof.layout import Share
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,32 @@ def sizes(config: ModelConfig) -> Sizes:
         every, used = _moe(config) if sparse else (_mlp(config, config.width),) * 2
         total, active = total + layer + every, active + layer + used
     return Sizes(total, active, 2 * config.depth * config.kv_heads * config.head_dim)
+
+
+def parameters(config: ModelConfig, share: Share, *, head: bool = True) -> int:
+    """What a rank holds; a head that is tied to a table that it has is counted once."""
+    rows, dim = len(share.vocabulary) * config.dim, config.dim
+    total = rows * share.first
+    if share.last:
+        total += dim + rows * (head and not (config.tied_head and share.first))
+    q, kv = len(share.heads) * config.head_dim, len(share.kv_heads) * config.head_dim
+    for layer in range(share.layers.start, share.layers.stop):
+        total += 2 * dim + dim * (2 * q + 2 * kv) + (q + 2 * kv if config.qkv_bias else 0)
+        total += (dim if config.output_bias and share.leads else 0) + 2 * config.head_dim * config.qk_norm
+        experts = config.experts
+        if not config.sparse_layers[layer]:
+            total += _mlp_share(config, len(share.width), share.leads)
+            continue
+        assert experts is not None
+        total += experts.count * (dim + experts.choice_bias)
+        total += 3 * dim * len(share.experts) * len(share.expert_width)
+        if experts.shared_width:
+            total += _mlp_share(config, len(share.shared_width), share.leads) + dim * experts.shared_gate
+    return total
+
+
+def _mlp_share(config: ModelConfig, width: int, leads: bool) -> int:
+    return 3 * config.dim * width + ((2 * width + config.dim * leads) if config.mlp_bias else 0)
 
 
 def _attention(config: ModelConfig) -> int:

@@ -67,7 +67,7 @@ def mix(
     """
     tokens, k = chosen_Tk.shape
     out_TkD = x_TD.new_zeros(tokens, k, down.rows, dtype=torch.float32)
-    for expert in chosen_Tk.unique().tolist():
+    for expert in chosen_Tk[chosen_Tk >= 0].unique().tolist():
         token, choice = torch.where(chosen_Tk == expert)
         gate, up = _product(x_TD[token], gate_up, expert, None, how, torch.float32).chunk(2, dim=-1)
         hidden = F.silu(gate) * up

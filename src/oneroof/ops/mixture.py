@@ -31,39 +31,51 @@ def route(
     return weights, chosen, p
 
 
+def only(chosen_Tk: Tensor, start: int, stop: int) -> Tensor:
+    """Choices among the experts ``start .. stop - 1``, which become 0, 1, ..; -1 for any other."""
+    local = chosen_Tk - start
+    return local.where((local >= 0) & (local < stop - start), -1)
+
+
 @op
 def mixture(
     x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
 ) -> Tensor:
     """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D] in x's dtype.
 
-    Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing.
+    Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing, and a
+    choice of -1 adds nothing.
     """
     tokens, k = chosen_Tk.shape
+    experts = gate_up_E2FD.shape[0]
     if not torch.compiler.is_compiling():  # what looks at counts or at `chosen` on the host
         if _better_dense(x_TD, gate_up_E2FD):
             return _dense(x_TD, weights_Tk, chosen_Tk, gate_up_E2FD, down_EDF)
         if better_as_vector(x_TD):
             return _one_token(x_TD[0], weights_Tk[0], chosen_Tk[0], gate_up_E2FD, down_EDF)
     flat = chosen_Tk.reshape(-1)
-    order = flat.argsort(stable=True)
-    ends = torch.bincount(flat, minlength=gate_up_E2FD.shape[0]).cumsum(0).to(torch.int32)
+    order = flat.where(flat >= 0, experts).argsort(stable=True)
+    ends = torch.bincount(flat + 1, minlength=experts + 1)[1:].cumsum(0).to(torch.int32)
     rows = x_TD[order // k] if k > 1 else x_TD[order]
     hidden = swiglu.reference(_grouped(rows, gate_up_E2FD, ends))
     out = _grouped(hidden, down_EDF, ends)
     back = torch.empty_like(order)
     back[order] = torch.arange(order.shape[0], device=order.device)
-    return torch.einsum("tkd,tk->td", out[back].view(tokens, k, x_TD.shape[1]), weights_Tk.to(x_TD.dtype))
+    each = out[back].view(tokens, k, x_TD.shape[1]).where(chosen_Tk[..., None] >= 0, 0.0)
+    return torch.einsum("tkd,tk->td", each, weights_Tk.to(x_TD.dtype))
 
 
 def _one_token(
     x_D: Tensor, weights_k: Tensor, chosen_k: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
 ) -> Tensor:
     """The same for a single token, expert by expert; [1, D]."""
-    experts = chosen_k.tolist()
+    mine = chosen_k >= 0
+    experts = chosen_k[mine].tolist()
+    if not experts:
+        return torch.zeros_like(x_D)[None]
     hidden = swiglu.reference(torch.stack([torch.mv(gate_up_E2FD[e], x_D) for e in experts]))
     out = torch.stack([torch.mv(down_EDF[e], h_F) for e, h_F in zip(experts, hidden, strict=True)])
-    return (weights_k.to(x_D.dtype) @ out)[None]
+    return (weights_k[mine].to(x_D.dtype) @ out)[None]
 
 
 def _better_dense(x_TD: Tensor, gate_up_E2FD: Tensor) -> bool:
@@ -79,14 +91,18 @@ def _dense(
     experts = gate_up_E2FD.shape[0]
     both = torch.mm(gate_up_E2FD.flatten(0, 1), x_TD.t()).view(experts, -1, x_TD.shape[0])
     gate, up = both.chunk(2, dim=1)
-    weights_TE = weights_Tk.new_zeros(x_TD.shape[0], experts).scatter_(1, chosen_Tk, weights_Tk)
+    mine = weights_Tk.where(chosen_Tk >= 0, 0.0)
+    weights_TE = weights_Tk.new_zeros(x_TD.shape[0], experts).scatter_add_(1, chosen_Tk.clamp(min=0), mine)
     hidden_EFT = F.silu(gate) * up
     out_EDT = torch.bmm(down_EDF, hidden_EFT)
     return torch.einsum("edt,te->td", out_EDT, weights_TE.to(x_TD.dtype))
 
 
 def _grouped(x_RK: Tensor, weight_ENK: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows ``ends[e - 1] .. ends[e]`` of x times expert e's weight, transposed: [R, N]."""
+    """Rows ``ends[e - 1] .. ends[e]`` of x times expert e's weight, transposed: [R, N].
+
+    What comes of rows behind the last end is undefined.
+    """
     aligned = all(size * x_RK.element_size() % 16 == 0 for size in weight_ENK.shape[1:])
     if aligned and (x_RK.device.type == "cpu" or x_RK.dtype == torch.bfloat16):  # what torch 2.13 serves
         few = x_RK.shape[0] <= 8 * weight_ENK.shape[0] and not torch.compiler.is_compiling()
@@ -94,4 +110,6 @@ def _grouped(x_RK: Tensor, weight_ENK: Tensor, ends_E: Tensor) -> Tensor:
             return F.grouped_mm(weight_ENK, x_RK.t(), offs=ends_E).t().contiguous()
         return F.grouped_mm(x_RK, weight_ENK.transpose(1, 2), offs=ends_E)
     counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
-    return torch.cat([F.linear(rows, weight_ENK[e]) for e, rows in enumerate(x_RK.split(counts))])
+    rest = x_RK.new_zeros(x_RK.shape[0] - sum(counts), weight_ENK.shape[1])
+    rows = x_RK[: sum(counts)].split(counts)
+    return torch.cat([*(F.linear(some, weight_ENK[e]) for e, some in enumerate(rows)), rest])

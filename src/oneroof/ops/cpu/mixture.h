@@ -11,11 +11,11 @@ namespace oneroof {
 namespace ONEROOF_VARIANT {
 namespace {
 
-// Rows of T tokens, each k times, sorted by expert.
+// Rows of T tokens, each k times, sorted by expert; but for choices of an expert that is not here, which are negative.
 struct Sorting {
-  int64_t count;    // T * k
+  int64_t count;    // T * k at most
   int64_t* begin;   // [E + 1] rows of each expert
-  int64_t* place;   // [T * k] row of the pair (token, choice)
+  int64_t* place;   // [T * k] row of the pair (token, choice); -1: of none
   int64_t* source;  // [T * k] token of each row
 };
 
@@ -24,9 +24,16 @@ inline Sorting sort_by_expert(const int64_t* chosen, int64_t tokens, int64_t k, 
   auto memory = static_cast<int64_t*>(call_scratch(6, (experts + 1 + 2 * count) * sizeof(int64_t)));
   Sorting s{count, memory, memory + experts + 1, memory + experts + 1 + count};
   std::fill(s.begin, s.begin + experts + 1, 0);
-  for (int64_t i = 0; i < count; i++) s.begin[chosen[i] + 1]++;
-  for (int64_t e = 0; e < experts; e++) s.begin[e + 1] += s.begin[e];
   for (int64_t i = 0; i < count; i++) {
+    if (chosen[i] >= 0) s.begin[chosen[i] + 1]++;
+  }
+  for (int64_t e = 0; e < experts; e++) s.begin[e + 1] += s.begin[e];
+  s.count = s.begin[experts];
+  for (int64_t i = 0; i < count; i++) {
+    if (chosen[i] < 0) {
+      s.place[i] = -1;
+      continue;
+    }
     int64_t row = s.begin[chosen[i]]++;
     s.place[i] = row;
     s.source[row] = i / k;
@@ -128,7 +135,8 @@ inline void mix_some(const Mixture& m, int64_t first, int64_t tokens) {
       int n = lanes_of(dim - c);
       F y = zero();
       for (int64_t j = 0; j < m.k; j++) {
-        y = fma(set1(m.weights[(first + t) * m.k + j]), load(out + s.place[t * m.k + j] * dim + c, n), y);
+        int64_t place = s.place[t * m.k + j];
+        if (place >= 0) y = fma(set1(m.weights[(first + t) * m.k + j]), load(out + place * dim + c, n), y);
       }
       store_as(m.y, (first + t) * m.y_stride + c, m.y_type, y, n);
     }
