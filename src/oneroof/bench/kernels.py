@@ -173,7 +173,7 @@ def _mixture(config: ModelConfig, form: str, recipe: Recipe, tokens: int, dtype:
         return up.mix(x, weights, chosen, down)
 
     def peer(_: int) -> Tensor:
-        return ops.mixture.reference(x, weights, chosen, *plain)
+        return ops.mixture.reference(x, weights, chosen, plain[0], plain[1])
 
     operations = 6.0 * tokens * facts.top_k * facts.width * config.dim
     name = f"experts {facts.count} of {config.dim}x{facts.width}, {facts.top_k} each"

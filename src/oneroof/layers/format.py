@@ -45,8 +45,12 @@ class Format(ABC):
         """``silu(g) * u`` of the two halves of that, [T, N / 2] in x's dtype."""
 
     @abstractmethod
-    def mix(self, x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, down: Format) -> Tensor:
-        """The mixture of which this is gate and up of all experts, and `down` what follows; [T, D]."""
+    def mix(
+        self, x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, down: Format, first: int = 0
+    ) -> Tensor:
+        """The mixture of which this is gate and up of the experts from `first` on, and `down` what follows;
+        [T, D].
+        """
 
     @abstractmethod
     def lookup(self, tokens_T: Tensor, dtype: torch.dtype) -> Tensor:

@@ -107,12 +107,11 @@ class MoE(nn.Module):
         """[T, D] -> [T, D]."""
         routing: Routing = self.router(x_TD)
         weights, chosen = routing.weights, routing.chosen
-        if not self.all:
-            chosen = ops.only(chosen, self.mine.start, self.mine.stop)
         if self.gate_up_format is not None and self.down_format is not None:
-            out = self.gate_up_format.mix(x_TD, weights, chosen, self.down_format)
+            out = self.gate_up_format.mix(x_TD, weights, chosen, self.down_format, self.mine.start)
         else:
-            out = ops.mixture(x_TD, weights, chosen, self.gate_up, self.down)
+            first = None if self.all else self.mine.start
+            out = ops.mixture(x_TD, weights, chosen, self.gate_up, self.down, first)
         if self.shared is not None:
             gate = self.shared_gate(x_TD) if self.shared_gate is not None else None
             out = ops.blend(out, self.shared(x_TD), gate)

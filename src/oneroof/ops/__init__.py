@@ -6,7 +6,7 @@ from oneroof.ops.attention import attention
 from oneroof.ops.dispatch import Recorder, Recording, recorder, served, use
 from oneroof.ops.linear import linear
 from oneroof.ops.matmul import gated_matmul, lookup, matmul, mix
-from oneroof.ops.mixture import mixture, only, route
+from oneroof.ops.mixture import mixture, route
 from oneroof.ops.noise import draw
 from oneroof.ops.norm import add_rms_norm, rms_norm
 from oneroof.ops.pointwise import blend, likeliest, swiglu
@@ -26,7 +26,6 @@ __all__ = [
     "matmul",
     "mix",
     "mixture",
-    "only",
     "qk_norm_rope",
     "recorder",
     "rms_norm",

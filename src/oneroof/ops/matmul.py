@@ -16,6 +16,7 @@ from torch import Tensor
 
 from oneroof.ops.dispatch import op
 from oneroof.ops.matrix import Matrix
+from oneroof.ops.mixture import only
 
 _LARGEST = 127.0
 
@@ -60,15 +61,18 @@ def mix(
     down: Matrix,
     how: Input,
     inner: Input,
+    first: int = 0,
 ) -> Tensor:
     """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D] in x's dtype.
 
     `how` is how x is read, `inner` how what goes into `down`. A token's sum goes in the order of its choices.
+    Experts are counted from `first`, and a choice of one that is not here adds nothing.
     """
     tokens, k = chosen_Tk.shape
     out_TkD = x_TD.new_zeros(tokens, k, down.rows, dtype=torch.float32)
-    for expert in chosen_Tk[chosen_Tk >= 0].unique().tolist():
-        token, choice = torch.where(chosen_Tk == expert)
+    local_Tk = only(chosen_Tk, first, first + gate_up.experts)
+    for expert in local_Tk[local_Tk >= 0].unique().tolist():
+        token, choice = torch.where(local_Tk == expert)
         gate, up = _product(x_TD[token], gate_up, expert, None, how, torch.float32).chunk(2, dim=-1)
         hidden = F.silu(gate) * up
         out_TkD[token, choice] = _product(hidden.to(x_TD.dtype), down, expert, None, inner, torch.float32)

@@ -39,15 +39,22 @@ def only(chosen_Tk: Tensor, start: int, stop: int) -> Tensor:
 
 @op
 def mixture(
-    x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+    x_TD: Tensor,
+    weights_Tk: Tensor,
+    chosen_Tk: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    first: int | None = None,
 ) -> Tensor:
     """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D] in x's dtype.
 
-    Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing, and a
-    choice of -1 adds nothing.
+    Rows are sorted by expert and multiplied group by group; an expert that nobody chose costs nothing.
+    `first`: only some experts are here, which are counted from it, and a choice of another adds nothing.
     """
     tokens, k = chosen_Tk.shape
     experts = gate_up_E2FD.shape[0]
+    if first is not None:
+        chosen_Tk = only(chosen_Tk, first, first + experts)
     if not torch.compiler.is_compiling():  # what looks at counts or at `chosen` on the host
         if _better_dense(x_TD, gate_up_E2FD):
             return _dense(x_TD, weights_Tk, chosen_Tk, gate_up_E2FD, down_EDF)

@@ -98,11 +98,13 @@ class Kept(Format):
         """``silu(g) * u`` of its two halves."""
         return ops.gated_matmul(x_TK, self.matrix, bias_N, self.recipe.input)
 
-    def mix(self, x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, down: Format) -> Tensor:
+    def mix(
+        self, x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, down: Format, first: int = 0
+    ) -> Tensor:
         """The mixture of which this is gate and up, and `down` what follows."""
         assert isinstance(down, Kept)
         how, inner = self.recipe.input, down.recipe.input
-        return ops.mix(x_TD, weights_Tk, chosen_Tk, self.matrix, down.matrix, how, inner)
+        return ops.mix(x_TD, weights_Tk, chosen_Tk, self.matrix, down.matrix, how, inner, first)
 
     def lookup(self, tokens_T: Tensor, dtype: torch.dtype) -> Tensor:
         """[T, K] the rows of these tokens."""

@@ -47,6 +47,7 @@ struct Mixture {
   void* y;                // [T, D]
   const float* weights;   // [T, k]
   const int64_t* chosen;  // [T, k]
+  int64_t first;          // the number of the first expert that is here; what others add is not added
   int64_t tokens, k, x_stride, y_stride;
   int32_t x_type, y_type, input;
   float input_scale, hidden_scale;  // STATIC: of x, and of what goes into down
@@ -148,6 +149,23 @@ struct Blend {
   int32_t type;
 };
 
+struct Board;  // board.h
+
+struct Total {  // over the ranks of a board
+  Board* board;
+  const void* x;  // [T, D]
+  void* out;      // [T, D]
+  int64_t tokens, dim;
+  int32_t type;
+};
+
+struct Columns {  // of the ranks of a board, side by side
+  Board* board;
+  const float* x;  // [R, N of this rank]
+  float* out;      // [R, whole]; null: others want them
+  int64_t rows, each, whole;  // rank r has the columns r * each .. (r + 1) * each, or to the end
+};
+
 // A forward as the kernels that it calls: those of the border that take one structure.
 struct Command {
   void (*kernel)(const void*);
@@ -175,6 +193,8 @@ struct Kernels {
   void (*draw)(const Drawing&);
   void (*route)(const Routing&);
   void (*blend)(const Blend&);
+  void (*total)(const Total&);
+  void (*side_by_side)(const Columns&);
   double (*read_memory)(const void* data, int64_t bytes);
   double (*multiply_add)(int64_t rounds);
   int (*check)();  // 0: a small run of each kernel gave the right numbers

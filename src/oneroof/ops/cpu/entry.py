@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from ctypes import Structure, addressof, c_int32, c_int64, c_void_p
+from ctypes import Structure, addressof, c_char_p, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -22,9 +22,12 @@ DECLINED = cast(Declined, NotImplemented)
 _STRUCTURE = (c_void_p,)
 _TAKES: dict[str, tuple[Any, ...]] = {  # what does not take one structure
     "oneroof_lookup": (c_void_p, c_void_p, c_int64, c_void_p, c_int32),
+    "oneroof_end": (c_void_p,),
+    "oneroof_hear": (c_void_p, c_int64, c_void_p),
+    "oneroof_tell": (c_void_p, c_char_p, c_int64),
     "oneroof_run": (c_void_p, c_int64, c_void_p, c_int64, c_void_p),
 }
-_GIVES = {"oneroof_lookup": c_int32}
+_GIVES: dict[str, Any] = {"oneroof_lookup": c_int32, "oneroof_tell": c_int32, "oneroof_hear": c_int64}
 
 
 class Noted(NamedTuple):

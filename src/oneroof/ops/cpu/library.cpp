@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "abi.h"
+#include "board.h"
 #include "pack.h"
 #include "pool.h"
 #include "training.h"
@@ -81,6 +82,28 @@ EXPORT void oneroof_blend(const Blend* b) { active->blend(*b); }
 EXPORT void oneroof_waves(const Waves* w) { active->waves(*w); }
 EXPORT void oneroof_draw(const Drawing* d) { active->draw(*d); }
 EXPORT void oneroof_likeliest(const Likeliest* l) { active->likeliest(*l); }
+EXPORT void oneroof_total(const Total* t) { active->total(*t); }
+EXPORT void oneroof_columns(const Columns* c) { active->side_by_side(*c); }
+EXPORT int oneroof_tell(Board* b, const void* said, int64_t bytes) {  // to all others; 0: somebody has died
+  auto turn = static_cast<uint32_t>(++b->turn);
+  if (!await_all(*b, turn - 1)) return 0;
+  char* place = b->place(b->rank, turn);
+  std::memcpy(place, &bytes, 8);
+  std::memcpy(place + 8, said, bytes);
+  count_up(*b, turn);
+  return 1;
+}
+EXPORT int64_t oneroof_hear(Board* b, int64_t speaker, void* heard) {  // its bytes; -1: somebody has died
+  auto turn = static_cast<uint32_t>(++b->turn);
+  if (!await_rank(*b, speaker, turn)) return -1;
+  int64_t bytes;
+  const char* place = b->place(speaker, turn);
+  std::memcpy(&bytes, place, 8);
+  std::memcpy(heard, place + 8, bytes);
+  count_up(*b, turn);
+  return bytes;
+}
+EXPORT void oneroof_end(const Board* b) { end_all(*b); }
 EXPORT int oneroof_lookup(const Weight* w, const int64_t* tokens, int64_t count, void* y, int32_t y_type) {
   return active->lookup(*w, tokens, count, y, y_type);
 }

@@ -11,7 +11,7 @@ namespace oneroof {
 namespace ONEROOF_VARIANT {
 namespace {
 
-// Rows of T tokens, each k times, sorted by expert; but for choices of an expert that is not here, which are negative.
+// Rows of T tokens, each k times, sorted by expert; but for choices of an expert that is not here.
 struct Sorting {
   int64_t count;    // T * k at most
   int64_t* begin;   // [E + 1] rows of each expert
@@ -19,22 +19,24 @@ struct Sorting {
   int64_t* source;  // [T * k] token of each row
 };
 
-inline Sorting sort_by_expert(const int64_t* chosen, int64_t tokens, int64_t k, int64_t experts) {
+inline Sorting sort_by_expert(const int64_t* chosen, int64_t first, int64_t tokens, int64_t k, int64_t experts) {
   int64_t count = tokens * k;
   auto memory = static_cast<int64_t*>(call_scratch(6, (experts + 1 + 2 * count) * sizeof(int64_t)));
   Sorting s{count, memory, memory + experts + 1, memory + experts + 1 + count};
   std::fill(s.begin, s.begin + experts + 1, 0);
   for (int64_t i = 0; i < count; i++) {
-    if (chosen[i] >= 0) s.begin[chosen[i] + 1]++;
+    int64_t expert = chosen[i] - first;
+    if (expert >= 0 && expert < experts) s.begin[expert + 1]++;
   }
   for (int64_t e = 0; e < experts; e++) s.begin[e + 1] += s.begin[e];
   s.count = s.begin[experts];
   for (int64_t i = 0; i < count; i++) {
-    if (chosen[i] < 0) {
+    int64_t expert = chosen[i] - first;
+    if (expert < 0 || expert >= experts) {
       s.place[i] = -1;
       continue;
     }
-    int64_t row = s.begin[chosen[i]]++;
+    int64_t row = s.begin[expert]++;
     s.place[i] = row;
     s.source[row] = i / k;
   }
@@ -104,7 +106,7 @@ inline Rows gather(const Rows& x, const Sorting& s, int64_t sums) {
 inline void mix_some(const Mixture& m, int64_t first, int64_t tokens) {
   const Weight &up = *m.gate_up, &down = *m.down;
   int64_t width = down.dim, dim = down.rows;
-  Sorting s = sort_by_expert(m.chosen + first * m.k, tokens, m.k, up.experts);
+  Sorting s = sort_by_expert(m.chosen + first * m.k, m.first, tokens, m.k, up.experts);
   Rows x = prepare(up, {m.x, first, tokens, m.x_stride, m.x_type, m.input, m.input_scale}, 0);
   bool one_row = tokens == 1;  // which every expert reads, once
   for (int64_t e = 0; e < up.experts; e++) one_row = one_row && s.begin[e + 1] - s.begin[e] <= 1;

@@ -48,6 +48,7 @@ def mix(
     down: Matrix,
     how: Input,
     inner: Input,
+    first: int = 0,
 ) -> Tensor | Declined:
     """As `ops.mix`."""
     panels = gate_up.layout == down.layout == "panels" and down.dim % LANES == 0
@@ -63,7 +64,7 @@ def mix(
     weights, chosen = weights_Tk.float().contiguous(), chosen_Tk.contiguous()
     mixture = Mixture(
         *(_weight(gate_up), _weight(down), x_TD.data_ptr(), out.data_ptr()),
-        *(weights.data_ptr(), chosen.data_ptr(), tokens, k, x_TD.stride(0), down.rows),
+        *(weights.data_ptr(), chosen.data_ptr(), first, tokens, k, x_TD.stride(0), down.rows),
         *(KINDS[x_TD.dtype], KINDS[x_TD.dtype], _HOW[how.kind], how.scale, inner.scale),
     )
     launch("oneroof_mixture", mixture, gate_up, down)

@@ -57,6 +57,7 @@ class Mixture(Structure):
         ("y", c_void_p),
         ("weights", c_void_p),
         ("chosen", c_void_p),
+        ("first", c_int64),
         ("tokens", c_int64),
         ("k", c_int64),
         ("x_stride", c_int64),
@@ -231,6 +232,44 @@ class Blend(Structure):
         ("y_stride", c_int64),
         ("gate_stride", c_int64),
         ("type", c_int32),
+    ]
+
+
+class Board(Structure):
+    """A rank's view of the memory that it shares with others: board.h."""
+
+    _fields_ = [
+        ("memory", c_void_p),
+        ("rank", c_int64),
+        ("ranks", c_int64),
+        ("slot", c_int64),
+        ("turn", c_int64),
+    ]
+
+
+class Total(Structure):
+    """Rows whose sum over the ranks is wanted."""
+
+    _fields_ = [
+        ("board", c_void_p),
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("dim", c_int64),
+        ("type", c_int32),
+    ]
+
+
+class Columns(Structure):
+    """Rows of which every rank has some columns."""
+
+    _fields_ = [
+        ("board", c_void_p),
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("rows", c_int64),
+        ("each", c_int64),
+        ("whole", c_int64),
     ]
 
 

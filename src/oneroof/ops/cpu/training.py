@@ -35,10 +35,19 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor | D
 
 
 def mixture(
-    x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+    x_TD: Tensor,
+    weights_Tk: Tensor,
+    chosen_Tk: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    first: int | None = None,
 ) -> Tensor | Declined:
-    """As `ops.mixture`; the routing weights are not rounded to x's dtype."""
-    if not _served(x_TD, gate_up_E2FD, down_EDF, others=(weights_Tk,)) or chosen_Tk.dtype != torch.int64:
+    """As `ops.mixture` of all experts; the routing weights are not rounded to x's dtype."""
+    if (
+        first is not None
+        or not _served(x_TD, gate_up_E2FD, down_EDF, others=(weights_Tk,))
+        or chosen_Tk.dtype != torch.int64
+    ):
         return DECLINED
     (tokens, dim), (experts, _, width) = x_TD.shape, down_EDF.shape
     fits = gate_up_E2FD.shape == (experts, 2 * width, dim) and down_EDF.shape[1] == dim

@@ -10,6 +10,7 @@
 #include "lookup.h"
 #include "pointwise.h"
 #include "draw.h"
+#include "ranks.h"
 #include "check.h"
 #include "probe.h"
 
@@ -25,7 +26,8 @@ extern const Training training;  // variant_gemm.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     ONEROOF_NAME(ONEROOF_VARIANT), linear, gated, mixture, attend, rms_norm, heads,
-    swiglu, lookup, waves, likeliest, draw, route, blend, read_memory, multiply_add, check, &training,
+    swiglu, lookup, waves, likeliest, draw, route, blend, total,
+    side_by_side, read_memory, multiply_add, check, &training,
 };
 
 }  // namespace ONEROOF_VARIANT
