@@ -10,7 +10,7 @@ import torch
 from oneroof.config import ModelConfig
 from oneroof.device import memory, synchronize
 from oneroof.load import Loaded
-from oneroof.models.sizes import sizes
+from oneroof.models.sizes import keys, sizes, visited
 from oneroof.ops.cpu.probe import read_rate
 from oneroof.pages import Kind, bytes_per_token
 
@@ -39,21 +39,21 @@ def traffic(config: ModelConfig, itemsize: int, batch: int, positions: float) ->
     Of experts, as many as `batch` tokens visit if every choice is as likely: ``E (1 - (1 - k / E)^batch)``.
     """
     values = sizes(config).active + _more_experts(config, batch)
-    seen = batch * _keys(config, positions)
+    seen = batch * keys(config, positions)
     return Traffic(values * itemsize, seen * 2 * config.kv_heads * config.head_dim * itemsize)
 
 
 def held_traffic(loaded: Loaded, kv: Kind, batch: int, positions: float) -> Traffic:
     """The same of a model as it is held, whatever each weight's format, and of a cache of kind `kv`."""
     config, weights = loaded.config, 0.0
-    share = 1.0 if config.experts is None else _visited(config, batch) / config.experts.count
+    share = 1.0 if config.experts is None else visited(config, batch) / config.experts.count
     for name, place in loaded.model.tensors().items():
         if config.tied_head or name != TABLE:
             weights += place.nbytes * (share if ".experts." in name else 1.0)
     key = bytes_per_token(
         depth=1, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=loaded.dtype, kind=kv
     )
-    return Traffic(weights, batch * _keys(config, positions) * key)
+    return Traffic(weights, batch * keys(config, positions) * key)
 
 
 def streamed(device: torch.device) -> float:
@@ -81,16 +81,5 @@ def _more_experts(config: ModelConfig, batch: int) -> float:
     """Parameters of the experts that `batch` tokens visit beyond those of one token."""
     if config.experts is None:
         return 0.0
-    more = _visited(config, batch) - config.experts.top_k
+    more = visited(config, batch) - config.experts.top_k
     return sum(config.sparse_layers) * more * 3 * config.dim * config.experts.width
-
-
-def _visited(config: ModelConfig, batch: int) -> float:
-    assert config.experts is not None
-    count, chosen = config.experts.count, config.experts.top_k
-    return count * (1 - (1 - chosen / count) ** batch)
-
-
-def _keys(config: ModelConfig, positions: float) -> float:
-    """Keys of a text that a step reads, in all layers."""
-    return sum(min(positions, window) if window else positions for window in config.windows)

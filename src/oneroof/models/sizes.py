@@ -53,6 +53,18 @@ def parameters(config: ModelConfig, share: Share, *, head: bool = True) -> int:
     return total
 
 
+def visited(config: ModelConfig, tokens: int) -> float:
+    """Of a layer, experts that so many tokens visit, each choice as likely: ``E (1 - (1 - k / E)^T)``."""
+    assert config.experts is not None
+    count, chosen = config.experts.count, config.experts.top_k
+    return count * (1 - (1 - chosen / count) ** tokens)
+
+
+def keys(config: ModelConfig, positions: float) -> float:
+    """Keys of a text that a step reads with so many behind it, in all layers."""
+    return sum(min(positions, window) if window else positions for window in config.windows)
+
+
 def _mlp_share(config: ModelConfig, width: int, leads: bool) -> int:
     return 3 * config.dim * width + ((2 * width + config.dim * leads) if config.mlp_bias else 0)
 
