@@ -127,9 +127,10 @@ def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
     for path in files:
         state = path.stat()
         facts: list[str | int] = [state.st_size, state.st_mtime_ns, state.st_ino]
-        old = known.get(path.name)
+        name = path.relative_to(folder.parent).as_posix()  # ranks have files of the same name
+        old = known.get(name)
         same = isinstance(old, list) and old[:-1] == facts and isinstance(old[-1], str)
-        found[path.name] = [*facts, str(old[-1]) if same and isinstance(old, list) else _digest(path)]
+        found[name] = [*facts, str(old[-1]) if same and isinstance(old, list) else _digest(path)]
     if found != known:
         try:
             folder.mkdir(exist_ok=True)

@@ -14,12 +14,12 @@ from torch import nn
 from oneroof.layers.embedding import Embedding
 from oneroof.layers.linear import Segment
 from oneroof.layers.moe import MoE, Router
-from oneroof.ops.matmul import DYNAMIC
+from oneroof.ops.matmul import DYNAMIC, FLOAT
 from oneroof.ops.matrix import LANES, Layout
 from oneroof.quant.format import Kept, Recipe
+from oneroof.quant.forms import FORMS
 
 PLAIN = Recipe("as it is")
-_HEAD = Recipe("int8")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Scheme:
 
 
 SCHEMES = {
-    "none": Scheme(PLAIN, PLAIN),
-    "w8a16": Scheme(Recipe("int8"), _HEAD),
-    "w8a8-dynamic": Scheme(Recipe("int8", input=DYNAMIC), _HEAD),
-    "w4a16": Scheme(Recipe("int4", group=128), _HEAD),
-    "w4a8-dynamic": Scheme(Recipe("int4", group=128, input=DYNAMIC), _HEAD),
+    word: Scheme(
+        Recipe(forms.linear.kind, forms.linear.group, input=DYNAMIC if word.endswith("-dynamic") else FLOAT),
+        Recipe(forms.head.kind, forms.head.group),
+    )
+    for word, forms in FORMS.items()
 }
 
 
