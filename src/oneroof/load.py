@@ -34,7 +34,8 @@ from oneroof.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from oneroof.weights.load import fill
 from oneroof.weights.names import Names
 from oneroof.weights.settle import HEAD, settle
-from oneroof.weights.stored import StoredWeights
+from oneroof.weights.sharded import open_weights
+from oneroof.weights.stored import Weights
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def load(
     dropped: tuple[Ignored, ...] = ()
     if layers is not None:
         config, dropped = _first_layers(config, layers)
-    stored = None if random_weights else StoredWeights(folder)
+    stored = None if random_weights else open_weights(folder)
     names = Names(family.renames, (*family.ignored, *dropped))
     if stored is not None:
         config = _settled(config, stored, names)
@@ -181,7 +182,7 @@ def read_front(folder: Path) -> Front:
     return Front(config, tokenizer, template, read_object(folder / "generation_config.json"), folder)
 
 
-def _settled(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelConfig:
+def _settled(config: ModelConfig, stored: Weights, names: Names) -> ModelConfig:
     """The config with what the tensors tell, and a word about what the user may not expect."""
     settled = settle(config, stored, names)
     if settled.tied_head != config.tied_head:

@@ -7,13 +7,14 @@ its name only when it is whole and on disk. No pickle, and no other format.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import mmap
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
@@ -46,7 +47,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 INDEX = "model.safetensors.index.json"
 
-_WORDS = {dtype: word for word, dtype in DTYPES.items()}
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _ALIGNED = 64  # bytes: a reader that maps the file finds its first tensor where a cache line begins
 _LFS = b"version https://git-lfs"
@@ -67,6 +68,9 @@ class Spec:
     def bytes(self) -> int:
         """Size of its numbers, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
 class TensorFile:
@@ -123,7 +127,7 @@ def write(
 
     Large numbers come first, so that every tensor lies at a multiple of its number's size.
     """
-    ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+    ordered = _ordered(specs)
     total, done = sum(spec.bytes for spec in ordered), 0
     with replacing(path) as file:
         file.write(_header(ordered))
@@ -132,6 +136,58 @@ def write(
             done += spec.bytes
             if report is not None:
                 report(done, total)
+
+
+def write_on(
+    path: Path,
+    specs: Sequence[Spec],
+    slabs: Callable[[str], Iterable[Tensor]],
+    *,
+    kept: bool = True,
+    report: Report | None = None,
+) -> None:
+    """`write` that goes on behind the last whole tensor of a killed attempt, and can be gone on with itself.
+
+    `slabs` gives a tensor in parts, in the order of its numbers; one of them is in memory. `kept` False: what
+    an attempt left is not to be trusted. One writer at a time: see `locked`.
+    """
+    ordered = _ordered(specs)
+    header, total = _header(ordered), sum(spec.bytes for spec in ordered)
+    part = unfinished(path)
+    try:
+        with part.open("r+b" if part.exists() else "w+b") as file:
+            whole, done = _kept(file, header, ordered) if kept else (0, 0)
+            file.seek(0)
+            file.write(header)
+            file.seek(done, os.SEEK_CUR)
+            file.truncate()
+            for spec in ordered[whole:]:
+                for slab in slabs(spec.name):
+                    file.write(_bytes(slab))
+                done += spec.bytes
+                assert file.tell() == len(header) + done, spec
+                if report is not None:
+                    report(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def written(path: Path, specs: Sequence[Spec]) -> bool:
+    """Whether `path` is the file that `write_on` or `write` makes of tensors like these."""
+    header = _header(ordered := _ordered(specs))
+    if not path.is_file() or path.stat().st_size != len(header) + sum(spec.bytes for spec in ordered):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header
+
+
+def unfinished(path: Path) -> Path:
+    """Where `write_on` keeps what is not whole yet."""
+    return path.with_name(f".{path.name}.part")
 
 
 def write_shards(
@@ -148,24 +204,41 @@ def write_shards(
     writing fails, no file of it is left.
     """
     _make(folder)
-    shards = _shards(specs, limit)
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    if len(shards) == 1:
-        names = ["model.safetensors"]
+    files = shards(specs, limit)
     total, before = sum(spec.bytes for spec in specs), 0
     try:
-        for name, shard in zip(names, shards, strict=True):
+        for name, shard in files.items():
             tell = _shifted(report, before, total)
             write(folder / name, shard, read, report=tell)
             before += sum(spec.bytes for spec in shard)
-        if len(shards) > 1:
-            where = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-            write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+        if len(files) > 1:
+            write_text(folder / INDEX, json.dumps(index(files), indent=2) + "\n")
     except BaseException:
-        for name in names:
+        for name in files:
             (folder / name).unlink(missing_ok=True)
         raise
+
+
+def shards(specs: Sequence[Spec], limit: int) -> dict[str, list[Spec]]:
+    """Which file has which tensors, where none is larger than `limit` bytes unless one tensor is."""
+    parts: list[list[Spec]] = [[]]
+    size = 0
+    for spec in specs:
+        if parts[-1] and size + spec.bytes > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(spec)
+        size += spec.bytes
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts)}
+
+
+def index(files: Mapping[str, Sequence[Spec]]) -> dict[str, object]:
+    """What stands in the index of such files."""
+    total = sum(spec.bytes for specs in files.values() for spec in specs)
+    where = {spec.name: file for file, specs in files.items() for spec in specs}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -192,9 +265,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); choose a folder with room and write access"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else has it so. Raises UserError where another command is at work in the folder."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is being written by another command; wait for it or choose another name"
+            ) from None
+        yield
+    finally:
+        os.close(number)
 
 
 def sync(path: Path) -> None:
@@ -280,13 +367,36 @@ def _counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
 
 
+def _ordered(specs: Sequence[Spec]) -> list[Spec]:
+    return sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+
+
+def _kept(file: BinaryIO, header: bytes, specs: Sequence[Spec]) -> tuple[int, int]:
+    """(tensors that are whole in an unfinished file, their bytes); none where it began otherwise."""
+    if file.read(len(header)) != header:
+        return 0, 0
+    held = os.fstat(file.fileno()).st_size - len(header)
+    end = 0
+    for index, spec in enumerate(specs):
+        if end + spec.bytes > held:
+            return index, end
+        end += spec.bytes
+    return len(specs), end
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error.strerror}); choose a folder with room and write access"
+    )
+
+
 def _header(specs: Sequence[Spec]) -> bytes:
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for spec in specs:
         end += spec.bytes
         table[spec.name] = {
-            "dtype": _WORDS[spec.dtype],
+            "dtype": WORDS[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [end - spec.bytes, end],
         }
@@ -300,6 +410,10 @@ def _numbers(tensor: Tensor, spec: Spec) -> memoryview:
         raise ValueError(
             f"{spec.name}: {tensor.dtype} {tuple(tensor.shape)} came, not {spec.dtype} {spec.shape}"
         )
+    return _bytes(tensor)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
     numbers: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return numbers
 
@@ -318,15 +432,3 @@ def _make(folder: Path) -> None:
 
 def _shifted(report: Report | None, before: int, total: int) -> Report | None:
     return None if report is None else lambda done, _: report(before + done, total)
-
-
-def _shards(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
-    shards: list[list[Spec]] = [[]]
-    size = 0
-    for spec in specs:
-        if shards[-1] and size + spec.bytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(spec)
-        size += spec.bytes
-    return shards

@@ -9,6 +9,7 @@ from oneroof.errors import UserError
 from oneroof.names import Ignored, Rename
 from oneroof.tensorfile import Spec
 from oneroof.weights.names import Names, Part
+from oneroof.weights.window import through
 
 LAYER = "model.layers.{i}."
 RENAMES = (
@@ -47,8 +48,9 @@ def test_a_pack_is_equal_blocks_of_rows() -> None:
     tensor = torch.arange(12.0).view(6, 2)
     parts = NAMES.split(Spec("h.3.qkv.weight", torch.float32, (6, 2)))
     assert [part.ours for part in parts] == [f"model.layers.3.{x}.weight" for x in "qkv"]
-    assert torch.equal(torch.cat([part.cut(tensor) for part in parts]), tensor)
-    assert all(part.shape((6, 2)) == tuple(part.cut(tensor).shape) == (2, 2) for part in parts)
+    seen = [through(tensor, part.window((6, 2))) for part in parts]
+    assert torch.equal(torch.cat(seen), tensor)
+    assert all(part.shape((6, 2)) == tuple(x.shape) == (2, 2) for part, x in zip(parts, seen, strict=True))
 
 
 def test_experts_come_apart_after_a_missing_prefix_is_mended() -> None:
@@ -56,7 +58,8 @@ def test_experts_come_apart_after_a_missing_prefix_is_mended() -> None:
     parts = NAMES.split(Spec("layers.0.experts.both", torch.float32, (2, 4, 3)))
     ours = [f"model.layers.0.experts.{e}.{x}" for e in range(2) for x in ("gate", "up")]
     assert [part.ours for part in parts] == ours
-    assert torch.equal(torch.cat([part.cut(tensor) for part in parts]), tensor.view(8, 3))
+    seen = [through(tensor, part.window((2, 4, 3)))[0] for part in parts]
+    assert torch.equal(torch.cat(seen), tensor.view(8, 3))
     assert split("layers.1.experts.down", 2, 3, 5) == [
         (f"model.layers.1.experts.{e}.down", (3, 5)) for e in range(2)
     ]

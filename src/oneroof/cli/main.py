@@ -33,6 +33,8 @@ COMMANDS = {
     "bench kernels": "oneroof.cli.bench_kernels:BenchKernels",
     "bench peers": "oneroof.cli.bench_peers:BenchPeers",
     "convert": "oneroof.cli.convert:Convert",
+    "shard": "oneroof.cli.shard:Shard",
+    "merge": "oneroof.cli.merge:Merge",
     "doctor": "oneroof.cli.doctor:Doctor",
 }
 

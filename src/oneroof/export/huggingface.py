@@ -7,7 +7,6 @@ without a config.json, which the next attempt clears away.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,12 +24,13 @@ from oneroof.export import qwen2
 from oneroof.jsonfile import read_object
 from oneroof.models import FAMILIES, family_of, read_facts, read_keys
 from oneroof.models.decoder import Decoder
-from oneroof.tensorfile import Report, Spec, sync, write_text
-from oneroof.weights.load import FLOATS, place, reason_left_out
+from oneroof.tensorfile import Report, Spec, locked, sync, write_text
+from oneroof.weights.load import FLOATS, place, read_part, reason_left_out
 from oneroof.weights.names import Names, Part
 from oneroof.weights.save import SHARD, stream
 from oneroof.weights.settle import HEAD, main_dtype, settle
-from oneroof.weights.stored import StoredWeights
+from oneroof.weights.sharded import open_weights
+from oneroof.weights.stored import Weights
 
 # What belongs to a checkpoint beside weights and config. Python files are copied, never run.
 BESIDE = (
@@ -58,12 +58,13 @@ _TRANSLATED = ("*.tiktoken", "*.py", "README*")  # of those, what tells of the o
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """An opened checkpoint whose every tensor has a place."""
 
     hf: dict[str, object]
     config: ModelConfig
-    stored: StoredWeights
+    names: Names
+    stored: Weights
     parts: dict[str, tuple[str, Part]]  # ours -> (stored, which part of it)
     left_out: tuple[str, ...]  # reasons
 
@@ -83,7 +84,7 @@ def convert(
     tensor's own; another casts all but what the model computes in float32. Raises UserError for a checkpoint
     that would not load, an `out` that is there or cannot be written, and numbers too large for float16.
     """
-    source = _open(folder)
+    source = open_source(folder)
     notes = source.left_out
     extra: dict[str, object] = {}
     renames = family_of(source.hf).renames
@@ -101,6 +102,26 @@ def convert(
             write_text(made / name, _json(content))
         write_text(made / "config.json", _json(portable(hf, word, folder)))
     return notes
+
+
+def open_source(folder: Path) -> Source:
+    """Open a checkpoint to write it anew. UserError for one that would not load, or that is not all there."""
+    hf = read_keys(folder)
+    family, stored = family_of(hf), open_weights(folder, all_ranks=True)
+    names = Names(family.renames, family.ignored)
+    told = read_facts(hf)
+    config = settle(told, stored, names)
+    if config.tied_head != told.tied_head:
+        hf = hf | {"tie_word_embeddings": config.tied_head}
+    head = config.tied_head or HEAD in stored.specs
+    targets = Decoder(config, device="meta", head=head).tensors()  # shapes alone
+    places = place(stored.specs, names, targets, folder, tied=config.tied_head)
+    parts = {part.ours: (name, part) for name, found in places.items() for part in found}
+    reasons = Counter(
+        reason_left_out(name, names, tied=config.tied_head) for name in stored.specs if name not in places
+    )
+    left_out = tuple(f"{count} tensors left out: {reason}" for reason, count in reasons.items())
+    return Source(hf, config, names, stored, parts, left_out)
 
 
 def portable(hf: Mapping[str, object], dtype: str, folder: Path) -> dict[str, object]:
@@ -139,26 +160,7 @@ def _module(name: object) -> str:
     return str(name).split("--")[-1].split(".")[0] + ".py"
 
 
-def _open(folder: Path) -> _Source:
-    hf = read_keys(folder)
-    family, stored = family_of(hf), StoredWeights(folder)
-    names = Names(family.renames, family.ignored)
-    told = read_facts(hf)
-    config = settle(told, stored, names)
-    if config.tied_head != told.tied_head:
-        hf = hf | {"tie_word_embeddings": config.tied_head}
-    head = config.tied_head or HEAD in stored.specs
-    targets = Decoder(config, device="meta", head=head).tensors()  # shapes alone
-    places = place(stored.specs, names, targets, folder, tied=config.tied_head)
-    parts = {part.ours: (name, part) for name, found in places.items() for part in found}
-    reasons = Counter(
-        reason_left_out(name, names, tied=config.tied_head) for name in stored.specs if name not in places
-    )
-    left_out = tuple(f"{count} tensors left out: {reason}" for reason, count in reasons.items())
-    return _Source(hf, config, stored, parts, left_out)
-
-
-def _cast_spec(source: _Source, ours: str, dtype: str) -> Spec:
+def _cast_spec(source: Source, ours: str, dtype: str) -> Spec:
     name, part = source.parts[ours]
     spec = source.stored.specs[name]
     experts = source.config.experts
@@ -167,7 +169,7 @@ def _cast_spec(source: _Source, ours: str, dtype: str) -> Spec:
     return Spec(ours, spec.dtype if kept else getattr(torch, dtype), part.shape(spec.shape))
 
 
-def _reader(source: _Source, specs: Mapping[str, Spec]) -> Callable[[str], Tensor]:
+def _reader(source: Source, specs: Mapping[str, Spec]) -> Callable[[str], Tensor]:
     """Reads one of our tensors, cast; the file's pages of the one before are given back."""
     last = ""
 
@@ -177,7 +179,7 @@ def _reader(source: _Source, specs: Mapping[str, Spec]) -> Callable[[str], Tenso
         if last not in ("", name):
             source.stored.release(last)
         last = name
-        tensor = part.cut(source.stored.read(name))
+        tensor = read_part(source.stored, name, part)
         cast = tensor.to(specs[ours].dtype)
         if cast.dtype == torch.float16 != tensor.dtype and not bool(cast.isfinite().all()):
             raise UserError(
@@ -220,7 +222,7 @@ def _appearing(out: Path, size: int) -> Iterator[Path]:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"{out} is there already; a new or an empty folder is allowed; choose another")
         part.mkdir(parents=True, exist_ok=True)
-        with _locked(part):
+        with locked(part):
             try:
                 for old in part.iterdir():
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -244,18 +246,3 @@ def _appearing(out: Path, size: int) -> Iterator[Path]:
         for folder in absent:
             with contextlib.suppress(OSError):  # it is not empty where all went well
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is being written by another command; wait for it or choose another name"
-            ) from None
-        yield
-    finally:
-        os.close(number)

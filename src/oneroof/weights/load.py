@@ -18,7 +18,7 @@ from oneroof.layers.format import Place
 from oneroof.layout import UNCUT, Cut
 from oneroof.tensorfile import Report, Spec
 from oneroof.weights.names import Names, Part
-from oneroof.weights.stored import StoredWeights
+from oneroof.weights.stored import Weights
 
 Cutter = Callable[[str], Cut | None]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # cast into each other
@@ -26,7 +26,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # cast i
 
 def fill(
     targets: Mapping[str, Place],
-    stored: StoredWeights,
+    stored: Weights,
     names: Names,
     *,
     tied: bool,
@@ -36,17 +36,19 @@ def fill(
     """Copy a checkpoint's tensors into `targets` (our names -> views of the model).
 
     `tied`: a stored head is left out. `cut`: which slice of one of our tensors is wanted, None for none.
-    `report(done, all)` is told bytes. Raises UserError naming the tensor that is missing, not expected, of
-    another shape or of a dtype that is not cast; then no target is touched.
+    Only that is read. `report(done, all)` is told bytes. Raises UserError naming the tensor that is missing,
+    not expected, of another shape or of a dtype that is not cast; then no target is touched.
     """
     places = place(stored.specs, names, targets, stored.folder, tied=tied, cut=cut)
     total = sum(_bytes(stored.specs[name], parts, cut) for name, parts in places.items())
+    for name, parts in places.items():
+        for part in parts:
+            stored.require(name, part.window(stored.specs[name].shape, cut(part.ours) or UNCUT))
     done = 0
     with torch.no_grad():
         for name, parts in places.items():
-            tensor = stored.read(name)
             for part in parts:
-                targets[part.ours].copy_(sliced(part.cut(tensor), cut(part.ours) or UNCUT))
+                targets[part.ours].copy_(read_part(stored, name, part, cut(part.ours) or UNCUT))
             stored.release(name)
             done += _bytes(stored.specs[name], parts, cut)
             if report is not None:
@@ -101,9 +103,10 @@ def reason_left_out(name: str, names: Names, *, tied: bool) -> str | None:
     return names.ignored(name)
 
 
-def sliced(tensor: Tensor, cut: Cut) -> Tensor:
-    """The slice, as a view."""
-    return tensor if cut.axis < 0 else tensor.narrow(cut.axis, cut.start, cut.stop - cut.start)
+def read_part(stored: Weights, name: str, part: Part, cut: Cut = UNCUT) -> Tensor:
+    """A slice of one of our tensors in a stored one; a view of the file where that has it in one place."""
+    seen = stored.window(name, part.window(stored.specs[name].shape, cut))
+    return seen if part.expert < 0 else seen[0]
 
 
 def _bytes(spec: Spec, parts: tuple[Part, ...], cut: Cutter) -> int:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from oneroof.errors import UserError
+from oneroof.layout import UNCUT, Cut, Span
 from oneroof.names import Ignored, Rename
 from oneroof.tensorfile import Spec
+from oneroof.weights.window import Window, whole
 
 _FIELDS = {"{i}": r"(?P<i>\d+)", "{e}": r"(?P<e>\d+)", "{rest}": r"(?P<rest>.+)"}
 
@@ -33,13 +35,18 @@ class Part:
         rows = stored if self.expert < 0 else stored[1:]
         return rows if self.blocks == 1 else (rows[0] // self.blocks, *rows[1:])
 
-    def cut(self, stored: Tensor) -> Tensor:
-        """A view of its rows."""
-        rows = stored if self.expert < 0 else stored[self.expert]
-        if self.blocks == 1:
-            return rows
-        height = rows.shape[0] // self.blocks
-        return rows[self.block * height : (self.block + 1) * height]
+    def window(self, stored: tuple[int, ...], cut: Cut = UNCUT) -> Window:
+        """Where it lies in a stored tensor of that shape; with `cut`, where that slice of it does."""
+        window, first = list(whole(stored)), 0 if self.expert < 0 else 1
+        if first:
+            window[0] = Span(self.expert, self.expert + 1)
+        if self.blocks > 1:
+            height = stored[first] // self.blocks
+            window[first] = Span(self.block * height, (self.block + 1) * height)
+        if cut.axis >= 0:
+            begin = window[first + cut.axis].start
+            window[first + cut.axis] = Span(begin + cut.start, begin + cut.stop)
+        return tuple(window)
 
 
 @dataclass(frozen=True)

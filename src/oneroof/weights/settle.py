@@ -11,13 +11,15 @@ import torch
 from oneroof.config import ModelConfig
 from oneroof.tensorfile import Spec
 from oneroof.weights.names import Names
-from oneroof.weights.stored import StoredWeights
+from oneroof.weights.stored import Weights
+from oneroof.weights.window import Window, slabs, whole
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+_AT_ONCE = 1 << 23  # numbers that are compared at once
 _WORDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def settle(config: ModelConfig, stored: StoredWeights, names: Names) -> ModelConfig:
+def settle(config: ModelConfig, stored: Weights, names: Names) -> ModelConfig:
     """`config` with both decided.
 
     A file that says tied and yet stores a head of other numbers is untied, as transformers 5 reads it.
@@ -37,13 +39,21 @@ def main_dtype(specs: Iterable[Spec]) -> str:
     return held.most_common(1)[0][0]
 
 
-def _is_table(stored: StoredWeights, names: Names) -> bool:
+def _is_table(stored: Weights, names: Names) -> bool:
     """The stored head is the embedding once more."""
+    if stored.alone is not None:
+        return False  # `shard` gives no rank a head that is the table
     found = [name for name, spec in stored.specs.items() if names.split(spec)[0].ours == TABLE]
     if len(found) != 1:
         return True  # what is amiss there is said when the tensors are placed
-    head, table = stored.read(HEAD), stored.read(found[0])
-    same = head.shape == table.shape and head.dtype == table.dtype and torch.equal(head, table)
+    head, table = stored.specs[HEAD], stored.specs[found[0]]
+    return (head.shape, head.dtype) == (table.shape, table.dtype) and all(
+        _equal(stored, table.name, window) for window in slabs(whole(head.shape), _AT_ONCE)
+    )
+
+
+def _equal(stored: Weights, table: str, window: Window) -> bool:
+    same = torch.equal(stored.window(HEAD, window), stored.window(table, window))
     stored.release(HEAD)
-    stored.release(found[0])
+    stored.release(table)
     return same

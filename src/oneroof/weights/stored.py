@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +22,34 @@ from torch import Tensor
 from oneroof.errors import UserError
 from oneroof.jsonfile import read_object
 from oneroof.tensorfile import INDEX, Spec, TensorFile
+from oneroof.weights.window import Window, through
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.safetensors|\.bin)")
+
+
+class Weights(Protocol):
+    """A folder's stored tensors, whatever holds them. `alone`: the rank whose share is all that is there."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    specs: dict[str, Spec]
+    alone: int | None
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, a view of its file where one file has all of it."""
+        ...
+
+    def window(self, name: str, window: Window) -> Tensor:
+        """A part of it; of what is not looked at, nothing is read."""
+        ...
+
+    def require(self, name: str, window: Window) -> None:
+        """UserError where that part is not there."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Give back the memory that reading `name` took."""
+        ...
 
 
 class StoredWeights:
@@ -30,6 +57,7 @@ class StoredWeights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.alone: int | None = None
         paths, index = _find(folder)
         self.paths = tuple(paths)
         self._files: dict[str, TensorFile | _Pickled | _Old] = {}
@@ -58,6 +86,13 @@ class StoredWeights:
     def read(self, name: str) -> Tensor:
         """The tensor as a view of its file."""
         return self._files[name].read(name)
+
+    def window(self, name: str, window: Window) -> Tensor:
+        """A part of it, as a view of its file."""
+        return through(self.read(name), window)
+
+    def require(self, name: str, window: Window) -> None:
+        """Nothing: all of it is there."""
 
     def release(self, name: str) -> None:
         """Give back the memory that reading `name` took."""
