@@ -149,14 +149,36 @@ def bind_threads(threads: int) -> str:
     enough = sorted((cores for cores in nodes if len(cores) >= threads), key=lambda cores: here not in cores)
     if not enough:
         return f"not bound: {threads} threads are more than a NUMA node's cores"
+    said = bind_to(enough[0])
+    return f"{said} of one NUMA node" if said.startswith("bound") else said
+
+
+def cores_of_rank(rank: int, ranks: int) -> set[int]:
+    """The cores of one of `ranks` on this machine: the affinity mask shared out, node by node.
+
+    Where there are fewer cores than ranks, some have the same one. Empty where there are no masks.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    mask = os.sched_getaffinity(0)
+    nodes = [sorted(node & mask) for node in numa_nodes() if node & mask] or [sorted(mask)]
+    row = [core for node in nodes for core in node]
+    row += sorted(mask - set(row))
+    if len(row) < ranks:
+        return {row[rank % len(row)]}
+    return set(row[len(row) * rank // ranks : len(row) * (rank + 1) // ranks])
+
+
+def bind_to(cores: set[int]) -> str:
+    """Keep all threads of this process on `cores`; says what was done."""
     for task in Path("/proc/self/task").iterdir():  # threads that libraries have begun keep the old mask
         try:
-            os.sched_setaffinity(int(task.name), enough[0])
+            os.sched_setaffinity(int(task.name), cores)
         except ProcessLookupError:
             continue  # it has ended meanwhile
         except OSError as error:  # a container may forbid it
             return f"not bound: the system refuses it ({error.strerror})"
-    return f"bound to {len(enough[0])} cores of one NUMA node"
+    return f"bound to {len(cores)} cores"
 
 
 def numa_nodes() -> list[set[int]]:

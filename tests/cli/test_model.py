@@ -21,7 +21,7 @@ from oneroof.engine.request import SamplingParams
 from oneroof.errors import UserError
 from oneroof.load import load
 
-BESIDE = {"model", "threads", "bind_cpu", "adapter", "profile", "log_dir"}  # what LLM is not told
+BESIDE = {"model", "adapter", "profile"}  # what LLM is not told
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 
 
@@ -50,8 +50,7 @@ def test_every_option_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_this_version_does_not_serve_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        (["--tp", "2"], "tp is 2; 1 is served in this version"),
-        (["--dp", "2"], "dp is 2"),
+        (["--tp", "2", "--engine", "plain"], "--tp is 2, and engine is 'plain'; 1 is allowed there"),
         (["--quantization", "w3a3"], "none or w8a16 or w8a8-dynamic or w4a16 or w4a8-dynamic is"),
         (["--kv", "fa8"], "float or kv8 is allowed"),
         (["--execution", "graph"], "this version serves eager alone"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import oneroof
+from oneroof.comm.program import SAME_CODE
 from oneroof.engine import child
 from oneroof.engine.child import Child
 
@@ -62,7 +63,7 @@ def test_it_runs_our_code_whatever_lies_here(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "ours")])
     monkeypatch.syspath_prepend("")  # as an interactive Python has it
     program = f"import oneroof, random, sys; print(oneroof.__file__, {str(tmp_path / 'ours')!r} in sys.path)"
-    process = finished(monkeypatch, child.SAME_CODE + program)
+    process = finished(monkeypatch, SAME_CODE + program)
     assert process.last_words().split() == [oneroof.__file__, "True"]
 
 
@@ -72,16 +73,14 @@ def test_our_code_is_found_where_only_the_folder_of_work_leads_to_it(
     ours = str(Path(oneroof.__file__).parents[1])
     monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path not in ("", ours))])
     monkeypatch.chdir(tmp_path)
-    process = finished(
-        monkeypatch, child.SAME_CODE + "import sys, oneroof; print(sys.path[0], oneroof.__file__)"
-    )
+    process = finished(monkeypatch, SAME_CODE + "import sys, oneroof; print(sys.path[0], oneroof.__file__)")
     assert process.last_words().split() == [ours, oneroof.__file__]
 
 
 def test_what_it_starts_inherits_our_environment_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os; print('PYTHON', {k: v for k, v in os.environ.items() if k.startswith('PYTHON')})"
     expected = {k: v for k, v in os.environ.items() if k.startswith("PYTHON")}
-    assert finished(monkeypatch, child.SAME_CODE + program).last_words().strip() == f"PYTHON {expected}"
+    assert finished(monkeypatch, SAME_CODE + program).last_words().strip() == f"PYTHON {expected}"
 
 
 def test_it_holds_nothing_of_ours_but_its_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Chat(SamplingOptions, ModelOptions):
         with opened(self) as llm:
             talk = Talk(
                 llm,
-                self.params(llm.loaded.generation),
+                self.params(llm.front.generation),
                 system=self.system,
                 switches=switches,
                 tell=screen.tell,

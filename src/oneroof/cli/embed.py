@@ -69,12 +69,12 @@ class Embed(ModelOptions):
 
         task, prompt = self.instruction, self.prompt_name
         with opened(self) as llm:
-            width = llm.loaded.config.dim
+            width = llm.front.config.dim
             if self.dimensions is not None and self.dimensions > width:
                 raise UserError(
                     f"--dimensions {self.dimensions} was given; 1 to {width} are allowed; leave it out"
                 )
-            endless = Intake.of(llm.loaded, context=sys.maxsize, seed=None)
+            endless = Intake(llm.front, context=sys.maxsize, writes=llm.writes, seed=None)
 
             def tokens(text: str) -> int:
                 return len(endless.embedding(text, instruction=task, prompt=prompt)[0].token_ids)

@@ -91,7 +91,7 @@ class Generate(ReportOptions, ModelOptions):
         from oneroof.cli.model import opened  # torch: not for --help, nor for a complete journal
 
         with opened(self) as llm:
-            shared = self.params(llm.loaded.generation)
+            shared = self.params(llm.front.generation)
             params = [
                 _seeded(one.params(shared), self.seed, i) for one, i in zip(asked, indices, strict=True)
             ]

@@ -50,16 +50,16 @@ class ModelOptions:
     """Keep the threads on one NUMA node where its cores are enough for them, within the affinity mask."""
 
     tp: int = 1
-    """Tensor parallel ranks; 1 in this version."""
+    """Tensor parallel ranks: each has some of the heads and some of every width."""
 
     pp: int = 1
-    """Pipeline stages; 1 in this version."""
+    """Pipeline stages: each has some of the layers."""
 
     ep: int = 1
-    """Groups that share out the experts; 1 in this version."""
+    """Groups of ranks that share out the experts; alone it implies as many tensor parallel ranks."""
 
     dp: int = 1
-    """Engines side by side; 1 in this version."""
+    """Engines side by side, each with a copy of the model; prompts are shared out."""
 
     quantization: Literal["none", "w8a16", "w8a8-dynamic", "w4a16", "w4a8-dynamic"] = "none"
     """Weights made smaller while they are read: w8 to int8, w4 to int4 in groups of 128, the output head to

@@ -81,7 +81,7 @@ class Score(ModelOptions):
 
         task = TASK if self.instruction is None else self.instruction
         with opened(self) as llm:
-            endless = Intake.of(llm.loaded, context=sys.maxsize, seed=None)
+            endless = Intake(llm.front, context=sys.maxsize, writes=llm.writes, seed=None)
 
             @cache
             def tokens_for(query: str) -> Callable[[str], int]:

@@ -36,7 +36,7 @@ class Talk:
         self._tell = tell
         self._turns: list[Message] = []
         self._asked = 0
-        llm.loaded.text()
+        llm.front.text()
         self.system: str | None = None
         self.instruct(system)
 
@@ -77,7 +77,7 @@ class Talk:
 
     def _fitted(self, turns: list[Message]) -> tuple[list[Message], int]:
         """The system message and as many of the latest turns as leave room for an answer; their tokens."""
-        template, window = self._template(), self._llm.loaded.generation.get("max_window_size")
+        template, window = self._template(), self._llm.front.generation.get("max_window_size")
         head: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         room = min(self._params.max_tokens or self._context, self._context // 2)
         limit = self._context - room
@@ -98,7 +98,7 @@ class Talk:
         return messages, size
 
     def _template(self) -> ChatTemplate:
-        template = self._llm.loaded.template
+        template = self._llm.front.template
         assert template is not None  # there is a tokenizer
         return template
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from socket import socketpair
 
-import oneroof
 from oneroof import log
+from oneroof.comm.program import ending, program, search
 
-# Words of its command line, since an environment would be inherited by every process that it starts.
-SAME_CODE = "import sys; sys.path[:] = sys.argv[2:]; "
-# -P: a file called random.py in the folder that someone works in is not taken for Python's
-PROGRAM = (
-    *(sys.executable, "-P", "-c"),
-    SAME_CODE + "from oneroof.engine.worker import main; sys.exit(main(sys.argv[1:2]))",
-)
+PROGRAM = program("oneroof.engine.worker")
 _TAIL = 20  # lines of its standard error that are kept
 _LAST_WORDS = 0.2  # seconds that they may take after its end
 
@@ -33,7 +24,7 @@ class Child:
         self.socket, theirs = socketpair()  # reached by nobody else: it has no name
         with theirs:
             self._process = subprocess.Popen(
-                [*PROGRAM, str(theirs.fileno()), *_search()],
+                [*PROGRAM, str(theirs.fileno()), *search()],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # ours is for results, and a library may print
@@ -60,14 +51,7 @@ class Child:
     def fate(self) -> str:
         """How it ended, in words."""
         status = self._process.poll()
-        if status is None:
-            how = "closed its socket"
-        elif status >= 0:
-            how = f"ended with status {status}"
-        else:
-            how = f"was killed by {_signal(-status)}"
-        if status == -signal.SIGKILL:
-            how += " (the system does that when memory runs out)"
+        how = "closed its socket" if status is None else ending(status)
         return f"the engine process (pid {self.pid}) {how}"
 
     def last_words(self) -> str:
@@ -85,17 +69,3 @@ class Child:
         self._process.wait()
         self._listener.join(_LAST_WORDS)  # not for ever: whoever it started may hold the pipe
         self._ended()
-
-
-def _search() -> list[str]:
-    """Where our code is looked for: the same as here, but for the folder that someone happens to work in."""
-    named = [str(path) for path in sys.path if path]
-    ours = str(Path(oneroof.__file__).parents[1])
-    return named if ours in named else [ours, *named]
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"

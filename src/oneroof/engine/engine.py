@@ -15,9 +15,10 @@ from itertools import takewhile
 
 import torch
 
-from oneroof.engine.admission import check_ids, context_of
+from oneroof.comm.crew import RankLost
+from oneroof.engine.admission import check_ids
 from oneroof.engine.answer import BAD, Answer
-from oneroof.engine.capacity import Capacity, capacity
+from oneroof.engine.capacity import Capacity, cache_of, room_of
 from oneroof.engine.options import EngineOptions
 from oneroof.engine.prefix import Chain, salt
 from oneroof.engine.request import Logprob, Output, Piece, Reading, Request, Vector
@@ -25,10 +26,10 @@ from oneroof.engine.runner import Flight, Result, Runner, Shares
 from oneroof.engine.scheduler import Part, Scheduler
 from oneroof.engine.sequence import Sequence
 from oneroof.engine.stats import Speed, Stats
+from oneroof.engine.team import Team
 from oneroof.engine.whole import WholeTexts, failure
 from oneroof.errors import UserError
 from oneroof.load import Loaded
-from oneroof.pages import allocate
 
 Event = Piece | Vector
 Drafter = Callable[[Sequence], tuple[int, ...]]
@@ -62,30 +63,33 @@ class Engine:
         *,
         poison: bool = False,
         drafter: Drafter | None = None,
+        team: Team | None = None,
+        room: Capacity | None = None,
     ) -> None:
         """Raises UserError where the memory that may be used holds no cache.
 
         `poison`: pages that are nobody's are filled with NaN, so that whoever reads one shows. `drafter`
         guesses the next tokens of a sequence that wrote one; they are checked in its next step, and change
-        nothing but the number of steps.
+        nothing but the number of steps. `team`: the other ranks of a model that is shared out. `room`: what
+        the memory holds, where that is known.
         """
         self.loaded = loaded
         self.options = options
         self.speed = Speed()
         self._drafter = drafter
-        self._depth = options.in_flight or (1 if loaded.device.type == "cpu" else 2)
+        self._team = team
+        self._depth = options.in_flight or (1 if loaded.device.type == "cpu" or team is not None else 2)
         self._flights: deque[Flight] = deque()
         self._jobs: dict[int, _Job | _Look] = {}
         self._owners: dict[Sequence, Answer | Reading] = {}
-        self._whole = WholeTexts(loaded, options.max_batch_tokens)  # for models that see in both directions
+        self._whole = WholeTexts(
+            loaded, options.max_batch_tokens, team
+        )  # for models that see in both directions
         self._order = 0
         self._steps = self._prompt_tokens = self._cached_tokens = self._tokens = 0
         self._finished = self._aborted = self._failed = 0
         self._seconds = 0.0
-        if loaded.config.causal:
-            room = capacity(loaded, options)
-        else:  # it keeps nothing
-            room = Capacity(0, context_of(loaded.config, options.max_model_len))
+        room = room_of(loaded, options) if room is None else room
         self.context = room.context
         self.scheduler = Scheduler(
             room.pages,
@@ -94,20 +98,11 @@ class Engine:
             max_batch_tokens=options.max_batch_tokens,
             poison=poison,
         )
-        config = loaded.config
-        cache = allocate(
-            depth=config.depth,
-            pages=self.scheduler.allocator.pages + 1,
-            page_size=options.page_size,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            dtype=loaded.dtype,
-            device=loaded.device,
-            kind=options.kv,
-        )
+        cache = cache_of(loaded, options, self.scheduler.allocator.pages)
         if poison:
             cache.fill(slice(1, None), torch.nan)
-        self.runner = Runner(loaded, cache, options.max_batch, ahead=self._depth > 1)
+        ahead = self._depth > 1 and team is None
+        self.runner = Runner(loaded, cache, options.max_batch, ahead=ahead, team=team)
 
     @property
     def busy(self) -> bool:
@@ -137,7 +132,7 @@ class Engine:
                 self._next_order(),
                 chain=chain if number == 0 else None,  # the others fork it
                 reads_cache=number > 0 or params.prompt_logprobs is None,
-                runs_ahead=not params.penalized and self._drafter is None,
+                runs_ahead=not params.penalized and self._drafter is None and self._team is None,
                 alpha=alpha,
             )
             for number in range(params.n)
@@ -199,6 +194,8 @@ class Engine:
                 break
             try:
                 self._flights.append(self.runner.launch(step, self._owners))
+            except RankLost:
+                raise
             except Exception as error:  # no batch may take the engine with it
                 events += self._failed_step(step.parts, error)
         if self._flights:

@@ -32,7 +32,7 @@ class Intake:
         """`writes`: the model has a head. `seed` serves requests that bring none; None: each its own."""
         self.front = front
         self.context = context
-        self._writes = writes
+        self.writes = writes
         self._seed = seed
 
     @staticmethod
@@ -102,7 +102,7 @@ class Intake:
     ) -> list[Reading]:
         """One a document: how likely "no" and "yes" are at the end of a reranker's prompt."""
         several = [documents] if isinstance(documents, str) else documents
-        if not self._writes:
+        if not self.writes:
             raise UserError(f"{self.front.folder} has no lm_head.weight; scores need one; use a reranker")
         words, sequences = judged(self.front.text(), query, several, instruction)
         return self._readings("document", sequences, words, namespace)
@@ -123,7 +123,7 @@ class Intake:
             raise UserError(
                 f"{self.front.folder} sees in both directions; embeddings are allowed, text is not; use embed"
             )
-        if not self._writes:
+        if not self.writes:
             raise UserError(
                 f"{self.front.folder} has no lm_head.weight; embeddings are allowed, text is not; use embed"
             )

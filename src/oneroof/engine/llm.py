@@ -7,21 +7,28 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
+from msgspec.structs import replace
+
+from oneroof.comm.crew import RankLost
 from oneroof.engine.admission import context_of
 from oneroof.engine.engine import Engine, Event
+from oneroof.engine.fleet import Fleet
 from oneroof.engine.intake import Intake, Messages, Params, Prompt
 from oneroof.engine.options import EngineOptions
 from oneroof.engine.plain import PlainLoop
 from oneroof.engine.pooling import unit
+from oneroof.engine.ranks import Assembled, assemble_engine, grid_of
 from oneroof.engine.relevance import TASK, probability
 from oneroof.engine.request import SEEDS, Output, Piece, Reading, Request, Vector, whole
 from oneroof.engine.stats import Speed, Stats
 from oneroof.engine.whole import WholeTexts
+from oneroof.engine.wire import Load
 from oneroof.errors import UserError
 from oneroof.hub import locate
-from oneroof.load import Loaded, load
+from oneroof.layout import check
+from oneroof.load import Front, Loaded, load, read_front
 from oneroof.models import read_config
 from oneroof.quant.schemes import SCHEMES
 
@@ -31,11 +38,16 @@ _PLAIN_ROWS = 8192  # of one forward, where texts are read without the engine
 class LLM:
     """A loaded model that writes. A context manager; `close` gives its memory back.
 
+    With `tp`, `pp` or `ep` the model is cut for ranks, and with `dp` there are several engines: processes
+    that are started here and end with this one, or ranks that `torchrun` has started, of which all but one
+    follow and never come back from here. They share out the machine's cores; `threads` are those of each,
+    `bind_cpu` keeps them on its cores, and their logs go to `log_dir`.
+
     `model` is a folder, a hub id, `demo`, or what `load` returned. Raises UserError for what the user can
     mend, among it every option that this version knows the name of but cannot serve.
     """
 
-    _runs: PlainLoop | Engine | None
+    _runs: PlainLoop | Engine | Fleet | None
 
     def __init__(
         self,
@@ -62,6 +74,9 @@ class LLM:
         execution: str = "eager",
         random_weights: bool = False,
         layers: int | None = None,
+        threads: int | Literal["auto"] = "auto",
+        bind_cpu: bool = True,
+        log_dir: str | Path | None = None,
         seed: int | None = None,
         revision: str = "main",
         hub: str = "huggingface",
@@ -72,41 +87,70 @@ class LLM:
         Memory is in GB of 10^9 bytes, as in `EngineOptions`; `progress(done, all)` is told bytes while
         weights are read.
         """
-        wanted = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "quantization": quantization, "kv": kv}
-        _refuse_unserved({**wanted, "engine": engine, "execution": execution}, isinstance(model, Loaded))
-        self.options = EngineOptions(
-            kv=kv,
-            kv_memory=kv_memory,
-            page_size=page_size,
-            max_model_len=max_model_len,
-            max_batch=max_batch,
-            max_batch_tokens=max_batch_tokens,
-            device_memory=device_memory,
-            reserve_memory=reserve_memory,
-            prefix_cache=prefix_cache,
-        )
+        ranks = {"tp": tp, "pp": pp, "ep": ep, "dp": dp}
+        served = {"quantization": quantization, "kv": kv, "engine": engine, "execution": execution}
+        _refuse_unserved(served, ranks, isinstance(model, Loaded))
+        sizes: dict[str, Any] = {"kv": kv, "kv_memory": kv_memory, "page_size": page_size}
+        sizes |= {
+            "max_model_len": max_model_len,
+            "max_batch": max_batch,
+            "max_batch_tokens": max_batch_tokens,
+        }
+        sizes |= {"device_memory": device_memory, "reserve_memory": reserve_memory}
+        self.options = EngineOptions(prefix_cache=prefix_cache, **sizes)
         if seed is not None:
             whole("seed", seed, *SEEDS, "any number of 64 bits")
+        self._assembled: Assembled | None = None
         if isinstance(model, Loaded):
-            loaded = model
+            self._runs, context = _runs(model, self.options, engine)
+            self._intake = Intake.of(model, context=context, seed=seed)
         else:
-            folder = locate(model, revision=revision, hub=hub)
-            context_of(read_config(folder), max_model_len)  # refused before a byte of the weights is read
-            loaded = load(
-                folder,
-                device=device,
-                dtype=dtype,
-                random_weights=random_weights,
-                layers=layers,
-                quantization=quantization,
-                packed_cache=packed_cache,
-                seed=seed or 0,
-                progress=progress,
-            )
-        self._runs, context = _runs(loaded, self.options, engine)
-        self._intake = Intake.of(loaded, context=context, seed=seed)
+            where: dict[str, Any] = {
+                "device": device,
+                "dtype": dtype,
+                "threads": threads,
+                "bind_cpu": bind_cpu,
+            }
+            where |= {"revision": revision, "hub": hub, "tp": tp, "pp": pp, "ep": ep}
+            what: dict[str, Any] = {"random_weights": random_weights, "layers": layers, "seed": seed or 0}
+            what |= {"quantization": quantization or "none", "packed_cache": packed_cache}
+            folder = None if log_dir is None else str(log_dir)
+            order = Load(model=str(model), options=self.options, log_dir=folder, **where, **what)
+            self._start(order, engine, dp, seed, progress)
         self._keys = itertools.count()
         self._boxes: dict[int, deque[tuple[int, Event]]] = {}
+
+    def _start(
+        self, order: Load, engine: str, dp: int, seed: int | None, progress: Callable[[int, int], None] | None
+    ) -> None:
+        if dp > 1:
+            folder = locate(order.model, revision=order.revision, hub=order.hub)
+            front = read_front(folder)
+            check(front.config, grid_of(order))
+            self._runs = fleet = Fleet(replace(order, model=str(folder)), dp, progress)
+            ready = fleet.ready
+            self._intake = Intake(front, context=ready.context, writes=ready.writes, seed=seed)
+            return
+        if engine == "plain":
+            folder = locate(order.model, revision=order.revision, hub=order.hub)
+            context_of(read_config(folder), self.options.max_model_len)  # before the weights are read
+            loaded = load(
+                folder,
+                device=order.device,
+                dtype=order.dtype,
+                random_weights=order.random_weights,
+                layers=order.layers,
+                quantization=order.quantization,
+                packed_cache=order.packed_cache,
+                seed=order.seed,
+                progress=progress,
+            )
+            self._runs, context = _runs(loaded, self.options, engine)
+        else:
+            self._assembled = assemble_engine(order, progress)
+            self._runs = self._assembled.engine
+            loaded, context = self._runs.loaded, self._runs.context
+        self._intake = Intake.of(loaded, context=context, seed=seed)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, special: bool = False
@@ -170,9 +214,25 @@ class LLM:
         return [probability(v) for v in self._read(readings)]
 
     @property
+    def front(self) -> Front:
+        """The model's config, tokenizer and template; UserError once closed."""
+        self._open()
+        return self._intake.front
+
+    @property
+    def writes(self) -> bool:
+        """It has a head; without one it gives vectors alone."""
+        return self._intake.writes
+
+    @property
     def loaded(self) -> Loaded:
-        """The model with its config, tokenizer and template; UserError once closed."""
-        return self._open().loaded
+        """The same with the weights of this process; UserError once closed, or where they are elsewhere."""
+        runs = self._open()
+        if isinstance(runs, Fleet):
+            raise UserError(
+                "the weights are in other processes; dp 1 is allowed where they are asked for; use front"
+            )
+        return runs.loaded
 
     @property
     def context(self) -> int:
@@ -193,7 +253,11 @@ class LLM:
 
     def close(self) -> None:
         """Let go of the model; asking for more is an error. Closing twice is not."""
-        self._runs = None
+        runs, self._runs = self._runs, None
+        if isinstance(runs, Fleet):
+            runs.close()
+        if self._assembled is not None:
+            self._assembled.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -203,7 +267,7 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _open(self) -> PlainLoop | Engine:
+    def _open(self) -> PlainLoop | Engine | Fleet:
         if self._runs is None:
             raise UserError("this LLM is closed; no more prompts are allowed; make another")
         return self._runs
@@ -212,6 +276,8 @@ class LLM:
         runs = self._open()
         if isinstance(runs, PlainLoop):
             return runs.run(requests)
+        if isinstance(runs, Fleet):
+            return (event for event in runs.run(requests) if isinstance(event, Piece))
         return (event for event in self._served(runs, requests) if isinstance(event, Piece))
 
     def _read(self, readings: Sequence[Reading]) -> list[Vector]:
@@ -223,6 +289,8 @@ class LLM:
             found: list[Vector] = []
             while len(texts):
                 found += [vector for _, vector in texts.step()]
+        elif isinstance(runs, Fleet):
+            found = [event for event in runs.run(readings) if isinstance(event, Vector)]
         else:
             found = [event for event in self._served(runs, readings) if isinstance(event, Vector)]
         return sorted(found, key=lambda vector: vector.index)
@@ -244,7 +312,7 @@ class LLM:
                 self._boxes[key] = box
             while left:
                 if not box:
-                    for key, event in engine.step():  # others' too, where several streams are read in turn
+                    for key, event in self._step(engine):  # others' too, where several streams are read
                         self._boxes[key].append((key, event))
                 while box:
                     key, event = box.popleft()
@@ -256,6 +324,17 @@ class LLM:
             for key in left:
                 engine.abort(key)
                 self._boxes.pop(key, None)
+
+    def _step(self, engine: Engine) -> list[tuple[int, Event]]:
+        """A step, or why there can be none any more."""
+        try:
+            return engine.step()
+        except RankLost as error:
+            made = self._assembled
+            assert made is not None
+            why = made.why(error)
+            self.close()
+            raise why from error
 
 
 def _runs(loaded: Loaded, options: EngineOptions, engine: str) -> tuple[PlainLoop | Engine, int]:
@@ -279,10 +358,6 @@ def _outputs(pieces: Iterator[Piece]) -> list[Output]:
 
 
 _SERVED: dict[str, tuple[object, ...]] = {
-    "tp": (1,),
-    "pp": (1,),
-    "ep": (1,),
-    "dp": (1,),
     "quantization": (None, *SCHEMES),
     "kv": ("float", "kv8"),
     "engine": ("paged", "plain"),
@@ -290,7 +365,7 @@ _SERVED: dict[str, tuple[object, ...]] = {
 }
 
 
-def _refuse_unserved(options: Mapping[str, object], loaded: bool) -> None:
+def _refuse_unserved(options: Mapping[str, object], ranks: Mapping[str, object], loaded: bool) -> None:
     if loaded and options["quantization"] not in (None, "none"):
         raise UserError(
             f"quantization is {options['quantization']!r}, and the model is loaded; give it to `load`"
@@ -300,3 +375,8 @@ def _refuse_unserved(options: Mapping[str, object], loaded: bool) -> None:
         if value not in allowed:
             served = " and ".join(repr(one) for one in allowed if one is not None)
             raise UserError(f"{name} is {value!r}; {served} is served in this version; leave it out")
+    for name, value in ranks.items():
+        whole(name, value, 1, None, "leave it out for one")
+        if value != 1 and (loaded or options["engine"] == "plain"):
+            why = "the model is loaded" if loaded else "engine is 'plain'"
+            raise UserError(f"{name} is {value!r}, and {why}; 1 is allowed there; leave one of them out")

@@ -55,9 +55,14 @@ def prompt_logprobs(
     """
     result: list[dict[int, Logprob]] = []
     tokens = torch.tensor(following, dtype=torch.int64, device=hidden.device)
-    step = max(1, _CHUNK // vocabulary)
-    for begin in range(0, len(tokens), step):
-        wanted = tokens[begin : begin + step]
-        logits = head(hidden[begin : begin + len(wanted)])
+    for rows in chunks(len(tokens), vocabulary):
+        wanted = tokens[rows.start : rows.stop]
+        logits = head(hidden[rows.start : rows.stop])
         result += logprobs(logits, wanted, [top] * len(wanted), text)
     return result
+
+
+def chunks(count: int, vocabulary: int) -> list[range]:
+    """Which of `count` rows `prompt_logprobs` makes logits of at a time."""
+    step = max(1, _CHUNK // vocabulary)
+    return [range(begin, min(begin + step, count)) for begin in range(0, count, step)]

@@ -6,7 +6,7 @@ Between the two nothing waits for the device. What one row's settings cannot do 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from oneroof.device import Int64s, upload
 from oneroof.engine.answer import BAD, Answer
-from oneroof.engine.assemble import assemble, ordered
-from oneroof.engine.logprobs import logprobs, prompt_logprobs
+from oneroof.engine.assemble import ordered, write_sheet
+from oneroof.engine.logprobs import chunks, logprobs, prompt_logprobs
+from oneroof.engine.orders import Rows, StepOrder
 from oneroof.engine.request import Logprob, Reading
 from oneroof.engine.sampler import Settings, sample
-from oneroof.engine.scheduler import POISON, Part, Step
+from oneroof.engine.scheduler import Part, Step
 from oneroof.engine.sequence import Sequence
+from oneroof.engine.team import Team, do_chores
 from oneroof.engine.whole import meaning
 from oneroof.load import Loaded
 from oneroof.pages import KVCache
@@ -71,36 +73,77 @@ class Result:
 class Runner:
     """`loaded` over `cache`, for sequences in `lanes` lanes."""
 
-    def __init__(self, loaded: Loaded, cache: KVCache, lanes: int, *, ahead: bool) -> None:
-        """`ahead`: steps are launched before the tokens of the last one are known on the host."""
+    def __init__(
+        self, loaded: Loaded, cache: KVCache, lanes: int, *, ahead: bool, team: Team | None = None
+    ) -> None:
+        """`ahead`: steps are launched before the tokens of the last one are known on the host. `team`: other
+        ranks have the rest of the model, and are told every step.
+        """
         self.cache = cache
         self.seconds = 0.0  # in the model, its logits and the choice of tokens
         self._loaded = loaded
+        self._team = team
+        self._model = loaded.model if team is None else team.model
         self._latest = torch.zeros(lanes, dtype=torch.int64, device=loaded.device) if ahead else None
         self._settings: tuple[tuple[Answer, ...], Settings] | None = None
 
     @torch.inference_mode()
     def launch(self, step: Step, owners: Owners) -> Flight:
         """Begin `step`; `owners` say whose its sequences are. Raises whatever the model raises."""
-        for source, target in step.chores:
-            if source == POISON:
-                self.cache.fill(target, torch.nan)
-            else:
-                self.cache.copy(source, target)
+        if self._team is None:
+            return self._launch(step, owners)
+        with self._team.together():
+            return self._launch(step, owners)
+
+    def _launch(self, step: Step, owners: Owners) -> Flight:
         flight = Flight(ordered(step.parts))
-        if not flight.parts:
-            return flight
-        device = self._loaded.device
-        batch = assemble(flight.parts, page_size=self.cache.page_size, latest=self._latest, device=device)
         flight.choices = _choices(flight.parts, owners)
+        sheet = write_sheet(flight.parts, self.cache.page_size) if flight.parts else None
+        if self._team is not None:
+            self._team.tell(StepOrder.of(step.chores, sheet, self._rows(flight, owners)))
+        do_chores(self.cache, step.chores)
+        if sheet is None:
+            return flight
+        lanes = None
+        if self._latest is not None and sheet.numbers[: sum(sheet.counts)].min() < 0:
+            lanes = [p.sequence.lane for p in flight.parts]
+        device = self._loaded.device
+        batch = sheet.batch(page_size=self.cache.page_size, device=device, latest=self._latest, lanes=lanes)
         began = time.perf_counter()
-        hidden = self._loaded.model(batch, self.cache)
+        hidden = self._model(batch, self.cache)
         self._read_prompts(flight, hidden, owners)
         self._read_vectors(flight, hidden, owners)
         if flight.choices:
             self._choose(flight, hidden)
         self.seconds += time.perf_counter() - began
         return flight
+
+    def _rows(self, flight: Flight, owners: Owners) -> Rows:
+        """The rows that logits are made of, call by call, as `_launch` makes them."""
+        calls: Rows = []
+        for part, first, _ in self._asking(flight, owners):
+            following = min(part.end + 1, part.sequence.prompt) - part.start - 1
+            for some in chunks(following, self._loaded.config.vocabulary):
+                calls.append([first + i for i in some])
+        row = 0
+        for part in flight.parts:
+            row += part.count
+            owner = owners[part.sequence]
+            if isinstance(owner, Reading) and part.heirs and owner.words:
+                calls.append([row - 1])
+        rows = list(dict.fromkeys(c.row for c in flight.choices))
+        return [*calls, rows] if rows else calls
+
+    def _asking(self, flight: Flight, owners: Owners) -> Iterator[tuple[Part, int, int]]:
+        """(part, its first row, its number), of those whose prompts' log-probabilities are asked for."""
+        row = 0
+        for p, part in enumerate(flight.parts):
+            first, row = row, row + part.count
+            owner = owners[part.sequence]
+            if isinstance(owner, Reading) or part.sequence.number or part.start >= part.sequence.prompt - 1:
+                continue
+            if owner.request.params.prompt_logprobs is not None:
+                yield part, first, p
 
     @torch.inference_mode()
     def collect(self, flight: Flight) -> list[Result]:
@@ -181,23 +224,18 @@ class Runner:
         return dict(zip(tops, found, strict=True))
 
     def _read_prompts(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
-        row = 0
-        for p, part in enumerate(flight.parts):
-            first, row = row, row + part.count
+        for part, first, p in self._asking(flight, owners):
             owner = owners[part.sequence]
-            if isinstance(owner, Reading) or part.sequence.number or part.start >= part.sequence.prompt - 1:
-                continue
-            top = owner.request.params.prompt_logprobs
-            if top is not None:
-                following = part.sequence.tokens[part.start + 1 : min(part.end + 1, part.sequence.prompt)]
-                flight.prompts[p] = prompt_logprobs(
-                    hidden[first : first + len(following)],
-                    self._loaded.model.logits,
-                    following,
-                    top,
-                    self._loaded.spelled,
-                    vocabulary=self._loaded.config.vocabulary,
-                )
+            assert isinstance(owner, Answer)
+            following = part.sequence.tokens[part.start + 1 : min(part.end + 1, part.sequence.prompt)]
+            flight.prompts[p] = prompt_logprobs(
+                hidden[first : first + len(following)],
+                self._loaded.model.logits,
+                following,
+                owner.request.params.prompt_logprobs or 0,
+                self._loaded.spelled,
+                vocabulary=self._loaded.config.vocabulary,
+            )
 
     def _read_vectors(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
         row = 0

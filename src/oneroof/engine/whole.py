@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from oneroof.comm.crew import RankLost
+from oneroof.engine.orders import TextsOrder
 from oneroof.engine.request import Reading, Vector
+from oneroof.engine.team import Team
 from oneroof.load import Loaded
 
 
 class WholeTexts:
     """Readings that wait, and are read together as many as fit a step, at least one."""
 
-    def __init__(self, loaded: Loaded, max_batch_tokens: int) -> None:
+    def __init__(self, loaded: Loaded, max_batch_tokens: int, team: Team | None = None) -> None:
+        """`team`: other ranks have the rest of the model, and are told what is read."""
+        self._team = team
         self.seconds = 0.0
         self._loaded = loaded
         self._most = max_batch_tokens
@@ -47,6 +53,8 @@ class WholeTexts:
         began = time.perf_counter()
         try:
             found = self._read([reading for _, reading in group])
+        except RankLost:
+            raise
         except Exception as error:
             return [(key, Vector(reading.index, (), failure(error))) for key, reading in group]
         finally:
@@ -61,11 +69,22 @@ class WholeTexts:
             kinds.setdefault(len(reading.token_ids).bit_length(), []).append(i)
         found: dict[int, tuple[float, ...]] = {}
         for group in kinds.values():
-            batch = self._loaded.batch([readings[i].token_ids for i in group])
-            last = self._loaded.model(batch)[batch.last_rows]
-            for i, row in zip(group, last, strict=True):
-                found[i] = tuple(meaning(self._loaded, row, readings[i]).tolist())
+            with nullcontext() if self._team is None else self._team.together():
+                vectors = self._meanings([readings[i] for i in group])
+            found |= dict(zip(group, vectors, strict=True))
         return [found[i] for i in range(len(readings))]
+
+    def _meanings(self, readings: list[Reading]) -> list[tuple[float, ...]]:
+        texts = [list(reading.token_ids) for reading in readings]
+        batch = self._loaded.batch(texts)
+        if self._team is not None:
+            lasts = batch.last_rows.tolist()
+            rows = [[row] for row, reading in zip(lasts, readings, strict=True) if reading.words]
+            self._team.tell(TextsOrder(texts, rows))
+        model = self._loaded.model if self._team is None else self._team.model
+        last = model(batch, None)[batch.last_rows]
+        pairs = zip(last, readings, strict=True)
+        return [tuple(meaning(self._loaded, row, reading).tolist()) for row, reading in pairs]
 
 
 def failure(error: Exception) -> str:

@@ -31,7 +31,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """The first word to a new process: which model, where, and what the engine may use.
 
     `threads` are those of one operation on a CPU, which `bind_cpu` keeps on one NUMA node where that has
-    cores enough; `level` is what the process need not log below.
+    cores enough; `level` is what the process need not log below. `tp`, `pp` and `ep` say for how many ranks
+    the model is cut, whose logs go to `log_dir`; of the machine, engine `engine` of `engines` has its share.
     """
 
     model: str
@@ -47,7 +48,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     revision: str = "main"
     hub: str = "huggingface"
     options: EngineOptions = EngineOptions()
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    engine: int = 0
+    engines: int = 1
     level: int = 0
+    log_dir: str | None = None
 
 
 class Write(msgspec.Struct, frozen=True, tag="write"):

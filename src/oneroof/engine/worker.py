@@ -162,32 +162,19 @@ def _load(order: Load, progress: Callable[[int, int], None]) -> tuple[Stepping, 
     """The model and its engine. Torch is imported here: the line is read by then, and SIGINT ignored."""
     from oneroof.hub import locate
 
-    folder = locate(order.model, revision=order.revision, hub=order.hub)  # before torch, which takes a second
+    locate(order.model, revision=order.revision, hub=order.hub)  # before torch, which takes a second
 
     from oneroof.device import bind_threads, describe, use_threads
-    from oneroof.engine.admission import context_of
-    from oneroof.engine.engine import Engine
-    from oneroof.load import load
-    from oneroof.models import read_config
+    from oneroof.engine.ranks import assemble_engine, grid_of
     from oneroof.ops.cpu import backend
 
-    threads = use_threads(order.threads)
-    backend.set_threads(threads)
-    if order.bind_cpu:
-        log.debug(bind_threads(threads))
-    context_of(read_config(folder), order.options.max_model_len)  # refused before the weights are read
-    loaded = load(
-        folder,
-        device=order.device,
-        dtype=order.dtype,
-        random_weights=order.random_weights,
-        layers=order.layers,
-        quantization=order.quantization,
-        packed_cache=order.packed_cache,
-        seed=order.seed,
-        progress=progress,
-    )
-    engine = Engine(loaded, order.options)
+    if grid_of(order).ranks * order.engines == 1:  # else each rank has its own
+        threads = use_threads(order.threads)
+        backend.set_threads(threads)
+        if order.bind_cpu:
+            log.debug(bind_threads(threads))
+    made = assemble_engine(order, progress)
+    engine, loaded = made.engine, made.engine.loaded
     ready = Ready(
         folder=str(loaded.folder),
         device=describe(loaded.device, backend.threads()),

@@ -1,0 +1,225 @@
+"""The other ranks of an engine on this machine: started, spoken to, and ended with the one that started them.
+
+Each has a socket to its starter, which is reached by nobody else, and over which come its orders before it
+meets the others; when one end of it closes, the other process ends. Messages are bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from queue import Empty, Queue
+from socket import SHUT_RDWR, socket, socketpair
+
+from oneroof import log
+from oneroof.comm.program import ending, program, search
+
+_HEAD = struct.Struct(">I")
+_TAIL = 20  # lines of what a rank said that are kept
+_PATIENCE = 3.0  # seconds that a rank may take to end when its starter has
+_LAST_WORDS = 0.3  # seconds that what it said last may take to arrive
+
+
+class RankLost(Exception):  # noqa: N818  # as one says it
+    """A rank has died, or failed where all have to go on together: none of them can."""
+
+
+class Line:
+    """One end of a socket that carries messages."""
+
+    def __init__(self, end: socket) -> None:
+        self._end = end
+
+    def send(self, message: bytes) -> None:
+        """OSError where the other end has gone."""
+        self._end.sendall(_HEAD.pack(len(message)) + message)
+
+    def receive(self) -> bytes | None:
+        """The next message; None where the other end has gone."""
+        head = self._exactly(_HEAD.size)
+        return None if head is None else self._exactly(_HEAD.unpack(head)[0])
+
+    def close(self) -> None:
+        """The other end hears of it at once."""
+        with suppress(OSError):
+            self._end.shutdown(SHUT_RDWR)
+        self._end.close()
+
+    def _exactly(self, size: int) -> bytes | None:
+        parts = bytearray()
+        while len(parts) < size:
+            try:
+                some = self._end.recv(size - len(parts))
+            except OSError:
+                return None
+            if not some:
+                return None
+            parts += some
+        return bytes(parts)
+
+
+class _Rank:
+    """One of them, and two threads that listen to it."""
+
+    def __init__(self, number: int, module: str, ended: Callable[[_Rank], None]) -> None:
+        self.number = number
+        ours, theirs = socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [*program(module), str(theirs.fileno()), *search()],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,  # ours is for results, and a library may print
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # Ctrl-C goes to its starter, which decides
+            )
+        self.line = Line(ours)
+        self.said: deque[str] = deque(maxlen=_TAIL)
+        self.messages: Queue[bytes | None] = Queue()
+        self.ended_at = 0.0
+        self._ended = ended
+        self._listener = threading.Thread(target=self._listen, name=f"rank {number}'s words", daemon=True)
+        self._listener.start()
+        threading.Thread(target=self._hear, name=f"rank {number}'s messages", daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self.said.append(line.rstrip())
+
+    def _hear(self) -> None:
+        while (message := self.line.receive()) is not None:
+            self.messages.put(message)
+        self.process.wait()
+        self.ended_at = time.monotonic()
+        self._listener.join(_LAST_WORDS)  # not for ever: whoever it started may hold the pipe
+        self._ended(self)
+        self.messages.put(None)
+
+    def fate(self) -> str:
+        """How it ended, with what it said last."""
+        words = "".join(f"\n  {line}" for line in self.said)
+        status = self.process.poll()
+        how = "is silent" if status is None else ending(status)
+        return f"rank {self.number} (pid {self.process.pid}) {how}{words}"
+
+
+class Crew:
+    """Ranks that were started here. Whoever made it closes it; a rank's death is told once."""
+
+    def __init__(self, module: str, orders: Mapping[int, bytes], ended: Callable[[], None]) -> None:
+        """A process for each rank of `orders`, which is its first message; `module` has its ``main``.
+
+        `ended` is called, by a thread, when the first of them has died before `close`.
+        """
+        self._ended = ended
+        self._closing = False
+        self._lost: _Rank | None = None
+        self._lock = threading.Lock()
+        self._ranks: list[_Rank] = []
+        try:
+            for number, order in orders.items():
+                self._ranks.append(_Rank(number, module, self._dead))
+                with suppress(OSError):  # it died: said when it is waited for
+                    self._ranks[-1].line.send(order)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the processes."""
+        return [rank.process.pid for rank in self._ranks]
+
+    @property
+    def lost(self) -> str | None:
+        """The fate of the rank that died first; None while all live."""
+        return None if self._lost is None else self._lost.fate()
+
+    def await_loss(self) -> str | None:
+        """The same, where a rank that has just died may not be known to have yet."""
+        until = time.monotonic() + _LAST_WORDS * 3
+        while self._lost is None and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.lost
+
+    def hear(self, limit: float | None = None) -> dict[int, bytes]:
+        """One message of each rank. RankLost where one dies before, or is silent for `limit` seconds."""
+        until = None if limit is None else time.monotonic() + limit
+        found: dict[int, bytes] = {}
+        for rank in self._ranks:
+            while rank.number not in found:
+                if self._lost is not None and rank.messages.empty():
+                    raise RankLost(self._lost.fate())
+                if until is not None and time.monotonic() > until:
+                    raise RankLost(f"{rank.fate()}; {limit:g} s are allowed")
+                with suppress(Empty):
+                    message = rank.messages.get(timeout=0.1)
+                    if message is None:
+                        raise RankLost((self._lost or rank).fate())
+                    found[rank.number] = message
+        return found
+
+    def say(self, message: bytes) -> None:
+        """To every rank."""
+        for rank in self._ranks:
+            with suppress(OSError):
+                rank.line.send(message)
+
+    def close(self) -> None:
+        """End them all, and wait until they have; twice is not an error."""
+        self._closing = True
+        for rank in self._ranks:
+            rank.line.close()
+        until = time.monotonic() + _PATIENCE
+        for rank in self._ranks:
+            try:
+                rank.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                rank.process.kill()
+                rank.process.wait()
+
+    def _dead(self, rank: _Rank) -> None:
+        with self._lock:
+            first = self._lost is None and not self._closing
+            if first:
+                self._lost = rank
+        if first:
+            log.debug(rank.fate())
+            self._ended()
+
+
+class Starter:
+    """What a rank has of the process that started it: its orders, and its end, which is the rank's own."""
+
+    def __init__(self, number: int) -> None:
+        """`number` is that of the socket."""
+        end = socket(fileno=number)
+        end.set_inheritable(False)  # else a compiler that we start would keep it open after our death
+        self._line = Line(end)
+        self._messages: Queue[bytes] = Queue()
+        threading.Thread(target=self._hear, name="starter", daemon=True).start()
+
+    def receive(self) -> bytes:
+        """The next order."""
+        return self._messages.get()
+
+    def send(self, message: bytes) -> None:
+        """To the starter."""
+        with suppress(OSError):
+            self._line.send(message)
+
+    def _hear(self) -> None:
+        while (message := self._line.receive()) is not None:
+            self._messages.put(message)
+        os._exit(0)

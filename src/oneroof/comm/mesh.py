@@ -1,0 +1,190 @@
+"""Ranks in a mesh of stages and lanes: who is in whose group, and plain messages among all of them.
+
+Rank = stage * tp + lane. The backend of a device's tensors is the device's own (gloo, NCCL, HCCL); what is
+told to all goes over gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from socket import if_nameindex
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore
+from torch.distributed.device_mesh import init_device_mesh
+
+from oneroof import log
+from oneroof.comm.collectives import Group, sum_over
+from oneroof.comm.crew import RankLost
+from oneroof.errors import UserError
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+_MEETING = 60.0  # seconds that ranks wait for each other
+_STEP = 600.0  # ... in a step
+_IDLE = timedelta(days=365)  # ... for the next order
+_ROOM = 4096  # bytes of an order that are sent at once
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What `torchrun`, or what works as it does, has put into the environment."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+
+
+def joined() -> Joined | None:
+    """The place of this process among ranks that somebody else has started; None where it stands alone."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if any(name not in os.environ for name in names):
+        return None
+    try:
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    except ValueError as error:
+        raise UserError(
+            f"this rank's environment: {error}; whole numbers are allowed; use torchrun"
+        ) from None
+    return Joined(rank, ranks, *local)
+
+
+def meet(rank: int, ranks: int, device: torch.device, *, file: Path | None = None) -> None:
+    """Wait until all ranks are there: at `file` on this machine, else where the environment says.
+
+    Raises UserError where they are not within a minute.
+    """
+    limit = timedelta(seconds=_MEETING)
+    if file is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_BACKENDS[device.type]}"
+    try:
+        if file is not None:
+            store = FileStore(str(file), ranks)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=limit)
+    except (RuntimeError, ValueError) as error:  # dist's own errors are among them
+        where = "here" if file else f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        said = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"rank {rank} of {ranks} met no others at {where} in {_MEETING:g} s ({said}); "
+            "check that all ranks run and reach that address"
+        ) from None
+    log.debug(f"rank {rank} of {ranks} has met the others, over {backend}")
+
+
+class Mesh:
+    """This rank's groups, and what goes through them. Made by all ranks at once, after `meet`."""
+
+    def __init__(self, rank: int, tp: int, pp: int, device: torch.device) -> None:
+        self.rank, self.tp, self.pp = rank, tp, pp
+        self.stage, self.lane = divmod(rank, tp)
+        self.driver = (pp - 1) * tp  # who schedules: where logits arise
+        with lost():
+            self._mesh = init_device_mesh(device.type, (pp, tp), mesh_dim_names=("pp", "tp"))
+            step = timedelta(seconds=_STEP)
+            self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
+            groups = [dist.new_group([s * tp + t for t in range(tp)], timeout=step) for s in range(pp)]
+        self._lanes: Group = groups[self.stage]
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over the ranks of this stage."""
+        with lost():
+            return sum_over(x, self._lanes)
+
+    def side_by_side(self, x_RN: Tensor, whole: int, each: int, *, wanted: bool) -> Tensor:
+        """The columns of the ranks of this stage, `each` of one but the last; where not `wanted`, x."""
+        padded = x_RN.new_zeros(x_RN.shape[0], each)
+        padded[:, : x_RN.shape[1]] = x_RN
+        parts = [torch.empty_like(padded) for _ in range(self.tp)] if wanted else None
+        with lost():
+            dist.gather(padded, parts, dst=self.stage * self.tp, group=self._lanes)
+        return x_RN if parts is None else torch.cat(parts, dim=-1)[:, :whole]
+
+    def tell(self, said: bytes) -> None:
+        """From the driver to all ranks: one broadcast, or two where it is long."""
+        head = torch.zeros(_ROOM, dtype=torch.uint8)
+        head[:8] = torch.frombuffer(bytearray(len(said).to_bytes(8, "little")), dtype=torch.uint8)
+        body = torch.frombuffer(bytearray(said or b"\0"), dtype=torch.uint8)
+        head[8 : 8 + len(said)] = body[: min(len(said), _ROOM - 8)]
+        with lost():
+            dist.broadcast(head, self.driver, group=self._orders)
+            if len(said) > _ROOM - 8:
+                dist.broadcast(body[_ROOM - 8 :].contiguous(), self.driver, group=self._orders)
+
+    def hear(self) -> bytes:
+        """What the driver tells, waiting for it however long."""
+        head = torch.empty(_ROOM, dtype=torch.uint8)
+        with lost():
+            dist.broadcast(head, self.driver, group=self._orders)
+            size = int.from_bytes(head[:8].numpy().tobytes(), "little")
+            said = head[8 : 8 + min(size, _ROOM - 8)].numpy().tobytes()
+            if size > _ROOM - 8:
+                rest = torch.empty(size - (_ROOM - 8), dtype=torch.uint8)
+                dist.broadcast(rest, self.driver, group=self._orders)
+                said += rest.numpy().tobytes()
+        return said
+
+    def send(self, x: Tensor) -> None:
+        """To the same lane of the next stage."""
+        with lost():
+            dist.send(x.contiguous(), self.rank + self.tp)
+
+    def receive(self, out: Tensor) -> Tensor:
+        """`out`, filled by the same lane of the stage before."""
+        with lost():
+            dist.recv(out, self.rank - self.tp)
+        return out
+
+    def least(self, count: int) -> int:
+        """The smallest of all ranks' counts."""
+        found = torch.tensor(count)
+        with lost():
+            dist.all_reduce(found, dist.ReduceOp.MIN, group=self._orders)
+        return int(found)
+
+    def one_machine(self) -> bool:
+        """Whether the ranks of every stage are on one machine, as far as the system tells."""
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        here = zlib.crc32(boot.read_bytes()) if boot.exists() else self.rank
+        return self.least(here) == -self.least(-here)
+
+    def path(self, mine: str) -> str:
+        """The words of lane 0 of this stage, at most 255 bytes."""
+        words = torch.zeros(256, dtype=torch.uint8)
+        data = mine.encode()
+        words[: len(data)] = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
+        with lost():
+            dist.broadcast(words, self.stage * self.tp, group=self._lanes)
+        return words.numpy().tobytes().rstrip(b"\0").decode()
+
+
+def leave() -> None:
+    """Be nobody's rank any more."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lost() -> Iterator[None]:
+    """A collective that fails inside is a `RankLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(f"ranks do not hear each other: {' '.join(str(error).split())[:200]}") from error
+
+
+def _loopback() -> str:
+    names = [name for _, name in if_nameindex()]
+    return "lo" if "lo" in names else names[0]

@@ -1,0 +1,1 @@
+"""A decoder on several ranks: collectives hung where shares are put together, stages behind one another."""
