@@ -67,8 +67,8 @@ class Line:
 class _Rank:
     """One of them, and two threads that listen to it."""
 
-    def __init__(self, number: int, module: str, ended: Callable[[_Rank], None]) -> None:
-        self.number = number
+    def __init__(self, module: str, ended: Callable[[_Rank], None]) -> None:
+        self.number = -1
         ours, theirs = socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -87,9 +87,9 @@ class _Rank:
         self.messages: Queue[bytes | None] = Queue()
         self.ended_at = 0.0
         self._ended = ended
-        self._listener = threading.Thread(target=self._listen, name=f"rank {number}'s words", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="a rank's words", daemon=True)
         self._listener.start()
-        threading.Thread(target=self._hear, name=f"rank {number}'s messages", daemon=True).start()
+        threading.Thread(target=self._hear, name="a rank's messages", daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -117,21 +117,30 @@ class _Rank:
 class Crew:
     """Ranks that were started here. Whoever made it closes it; a rank's death is told once."""
 
-    def __init__(self, module: str, orders: Mapping[int, bytes], ended: Callable[[], None]) -> None:
-        """A process for each rank of `orders`, which is its first message; `module` has its ``main``.
+    def __init__(self, module: str) -> None:
+        """`module` has the ``main`` of a rank."""
+        self._module = module
+        self._ended: Callable[[], None] | None = None
+        self._closing = False
+        self._lost: _Rank | None = None
+        self._lock = threading.Lock()
+        self._all: list[_Rank] = []
+        self._ranks: list[_Rank] = []  # those that have a seat
+
+    def seat(self, orders: Mapping[int, bytes], ended: Callable[[], None]) -> None:
+        """A process for each rank of `orders`, which is its first message: one that has no seat, or a new one.
 
         `ended` is called, by a thread, when the first of them has died before `close`.
         """
         self._ended = ended
-        self._closing = False
-        self._lost: _Rank | None = None
-        self._lock = threading.Lock()
-        self._ranks: list[_Rank] = []
         try:
-            for number, order in orders.items():
-                self._ranks.append(_Rank(number, module, self._dead))
+            while len(self._all) < len(orders):
+                self._all.append(_Rank(self._module, self._dead))
+            self._ranks = self._all[: len(orders)]
+            for rank, (number, order) in zip(self._ranks, orders.items(), strict=True):
+                rank.number = number
                 with suppress(OSError):  # it died: said when it is waited for
-                    self._ranks[-1].line.send(order)
+                    rank.line.send(order)
         except BaseException:
             self.close()
             raise
@@ -179,10 +188,10 @@ class Crew:
     def close(self) -> None:
         """End them all, and wait until they have; twice is not an error."""
         self._closing = True
-        for rank in self._ranks:
+        for rank in self._all:
             rank.line.close()
         until = time.monotonic() + _PATIENCE
-        for rank in self._ranks:
+        for rank in self._all:
             try:
                 rank.process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -196,7 +205,8 @@ class Crew:
                 self._lost = rank
         if first:
             log.debug(rank.fate())
-            self._ended()
+            if self._ended is not None:
+                self._ended()
 
 
 class Starter:

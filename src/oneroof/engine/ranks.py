@@ -32,8 +32,8 @@ from oneroof.models import read_config
 from oneroof.ops.cpu import backend
 from oneroof.parallel.joint import Joint
 
-_MODULE = "oneroof.engine.ranks"
-_READY, _MEET = b"ready", b"meet"
+MODULE = "oneroof.engine.ranks"
+_READY, _MEET, _STAY = b"ready", b"meet", b"stay"
 _REFUSED = b"refused "
 
 Progress = Callable[[int, int], None]
@@ -55,13 +55,14 @@ class Assembled:
     team: Team | None = None
     crew: Crew | None = None
     folder: Path | None = None
+    lent: bool = False  # the crew is somebody else's, who has more for it to do
 
     def close(self) -> None:
         """Let the other ranks end; twice is not an error."""
         if self.team is None:
             return
         team, self.team = self.team, None
-        if self.crew is not None:
+        if self.crew is not None and not self.lent:
             self.crew.close()  # which ends them wherever they are
         else:
             team.end()
@@ -80,10 +81,10 @@ def grid_of(order: Load) -> Grid:
     return Grid.of(order.tp, order.pp, order.ep)
 
 
-def assemble_engine(order: Load, progress: Progress | None = None) -> Assembled:
+def assemble_engine(order: Load, progress: Progress | None = None, crew: Crew | None = None) -> Assembled:
     """Load this rank's share, with the others', and make the engine. SystemExit where this one follows.
 
-    Raises UserError for what the user can mend, RankLost where a rank died on the way.
+    `crew`: processes that have served before and wait for more, instead of new ones. Raises UserError for what the user can mend, RankLost where a rank died on the way.
     """
     grid, place = grid_of(order), joined()
     folder = locate(order.model, revision=order.revision, hub=order.hub)
@@ -97,7 +98,7 @@ def assemble_engine(order: Load, progress: Progress | None = None) -> Assembled:
         loaded = _loaded(order, grid, 0, _sit(order, 0, 1), progress)
         room = room_of(loaded, order.options, neighbours=order.engines)
         return Assembled(Engine(loaded, order.options, room=room))
-    return _with_crew(order, grid, progress)
+    return _with_crew(order, grid, progress, crew)
 
 
 def main(words: list[str]) -> int:
@@ -106,7 +107,15 @@ def main(words: list[str]) -> int:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its starter decides
     starter = Starter(int(words[0]))
-    seat = msgspec.msgpack.decode(starter.receive(), type=Seat)
+    status = 0
+    while status == 0:  # one model after the other; the starter's end is ours
+        message = starter.receive()
+        if message != _STAY:
+            status = _serve(starter, msgspec.msgpack.decode(message, type=Seat))
+    return status
+
+
+def _serve(starter: Starter, seat: Seat) -> int:
     order, grid = seat.load, grid_of(seat.load)
     if order.log_dir is not None:
         log.to_file(Path(order.log_dir) / f"rank{seat.rank}.log")
@@ -116,19 +125,21 @@ def main(words: list[str]) -> int:
         room = room_of(loaded, order.options, neighbours=grid.ranks * order.engines)
     except UserError as error:
         starter.send(_REFUSED + f"rank {seat.rank}: {error}".encode())
-        return 2
+        return 0
     starter.send(_READY)
-    assert starter.receive() == _MEET
+    if starter.receive() != _MEET:
+        return 0
     team = _team(loaded, order, grid, seat.rank, room, Path(seat.file))
     try:
         team.follow()
     except RankLost as error:
         print(error, flush=True)
         return 1
+    leave()
     return 0
 
 
-def _with_crew(order: Load, grid: Grid, progress: Progress | None) -> Assembled:
+def _with_crew(order: Load, grid: Grid, progress: Progress | None, lent: Crew | None) -> Assembled:
     """All ranks are on this machine; this process is the one that leads."""
     folder = Path(tempfile.mkdtemp(prefix="oneroof-ranks-"))
     joint: list[Joint] = []
@@ -142,12 +153,14 @@ def _with_crew(order: Load, grid: Grid, progress: Progress | None) -> Assembled:
         for one in joint:
             one.end()
 
-    crew = Crew(_MODULE, seats, ended)
+    crew, heard = lent or Crew(MODULE), False
     try:
+        crew.seat(seats, ended)
         device = _sit(order, grid.driver, grid.ranks)
         loaded = _loaded(order, grid, grid.driver, device, progress)
         room = room_of(loaded, order.options, neighbours=grid.ranks * order.engines)
-        for said in crew.hear().values():
+        answers, heard = crew.hear(), True
+        for said in answers.values():
             if said.startswith(_REFUSED):
                 raise UserError(said.removeprefix(_REFUSED).decode())
         crew.say(_MEET)
@@ -158,13 +171,18 @@ def _with_crew(order: Load, grid: Grid, progress: Progress | None) -> Assembled:
         engine = Engine(loaded, order.options, team=team, room=team.room)
     except BaseException as error:
         told = crew.await_loss() if isinstance(error, RankLost) else None
-        crew.close()
+        if lent is None or not isinstance(error, UserError):
+            crew.close()
+        else:
+            if not heard:
+                crew.hear()
+            crew.say(_STAY)
         leave()
         shutil.rmtree(folder, ignore_errors=True)
         if told is not None:
             raise RankLost(told) from error
         raise
-    return Assembled(engine, team, crew, folder)
+    return Assembled(engine, team, crew, folder, lent is not None)
 
 
 def _among(order: Load, grid: Grid, place: Joined, progress: Progress | None) -> Assembled:
