@@ -121,3 +121,11 @@ def test_modelscope_that_is_not_installed_is_one_line(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(UserError, match="pip install modelscope"):
         locate("owner/name", hub="modelscope")
+
+
+def test_a_plan_needs_no_weights_of_a_hub(hub: Hub) -> None:
+    hub.listed = ["model.safetensors"]
+    locate("owner/name", revision="v2", only=("config.json",))
+    assert hub.asked == [(["config.json"], False)]
+    hub.listed = OSError("no network")
+    hub.folder.joinpath("model.safetensors").unlink(missing_ok=True)

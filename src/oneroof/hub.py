@@ -29,9 +29,12 @@ _PATIENCE = 10.0  # s that the hub may take to list a model's files
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def locate(model: str | Path, *, revision: str = "main", hub: str = "huggingface") -> Path:
+def locate(
+    model: str | Path, *, revision: str = "main", hub: str = "huggingface", only: tuple[str, ...] = ()
+) -> Path:
     """The folder of `model`; a hub id is downloaded (or found in the hub's own cache) at `revision`.
 
+    `only`: of a hub id, no other files than these are wanted.
     Raises UserError where there is neither folder nor such a model.
     """
     word = str(model)
@@ -44,20 +47,23 @@ def locate(model: str | Path, *, revision: str = "main", hub: str = "huggingface
         raise UserError(
             f"{word} is not a folder; a folder, a hub id (owner/name) or demo is allowed; check the path"
         )
-    return _modelscope(word, revision) if hub == "modelscope" else _huggingface(word, revision)
+    wanted = list(only)
+    return (
+        _modelscope(word, revision, wanted) if hub == "modelscope" else _huggingface(word, revision, wanted)
+    )
 
 
-def _huggingface(word: str, revision: str) -> Path:
+def _huggingface(word: str, revision: str, only: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-            return _cached(word, revision)
+            return _cached(word, revision, only)
         try:
-            wanted = _chosen(word, revision)
+            wanted = only or _chosen(word, revision)
         except Exception:  # no network, most often: a copy in the cache will do
             with contextlib.suppress(Exception):
-                folder = _cached(word, revision)
+                folder = _cached(word, revision, only)
                 log.warning(f"{word}: the hub does not answer; taken is the copy in its cache")
                 return folder
             raise
@@ -76,10 +82,12 @@ def _chosen(word: str, revision: str) -> list[str]:
     return _MODERN if any(file.rfilename.endswith(".safetensors") for file in files) else _WANTED
 
 
-def _cached(word: str, revision: str) -> Path:
+def _cached(word: str, revision: str, only: list[str]) -> Path:
     """What was downloaded before. New clients refuse a copy that lacks a file of the patterns."""
     from huggingface_hub import snapshot_download
 
+    if only:
+        return Path(snapshot_download(word, revision=revision, allow_patterns=only, local_files_only=True))
     with contextlib.suppress(Exception):
         folder = Path(
             snapshot_download(word, revision=revision, allow_patterns=_MODERN, local_files_only=True)
@@ -89,7 +97,7 @@ def _cached(word: str, revision: str) -> Path:
     return Path(snapshot_download(word, revision=revision, allow_patterns=_WANTED, local_files_only=True))
 
 
-def _modelscope(word: str, revision: str) -> Path:
+def _modelscope(word: str, revision: str, only: list[str]) -> Path:
     try:
         from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -98,7 +106,7 @@ def _modelscope(word: str, revision: str) -> Path:
         ) from None
     branch = "master" if revision == "main" else revision  # its name for the default branch
     try:
-        return Path(snapshot_download(word, revision=branch, allow_patterns=_WANTED))
+        return Path(snapshot_download(word, revision=branch, allow_patterns=only or _WANTED))
     except Exception as error:
         raise UserError(
             f"{word} could not be downloaded ({error}); a folder is allowed too; check name and network"
