@@ -35,6 +35,7 @@ COMMANDS = {
     "convert": "oneroof.cli.convert:Convert",
     "shard": "oneroof.cli.shard:Shard",
     "merge": "oneroof.cli.merge:Merge",
+    "plan": "oneroof.cli.plan:Plan",
     "doctor": "oneroof.cli.doctor:Doctor",
 }
 

@@ -1,0 +1,57 @@
+"""What this machine gives at this moment, measured in half a second: what a plan for it counts with."""
+
+from __future__ import annotations
+
+import torch
+
+from oneroof.audit.memory import Storage
+from oneroof.audit.speed import Rates
+from oneroof.device import cpu_features, memory, natural_dtype
+from oneroof.ops.cpu import backend
+from oneroof.ops.cpu.probe import multiply_add_rate, read_rate
+
+# Of float32 multiply-adds from registers, how many products of prompts reach; docs/log.md's figures.
+_FLOAT = 0.8
+_WIDENED = 0.7  # of numbers that are made float32 first
+_SHARES = {  # where the CPU has instructions for them
+    "bfloat16": 1.55,
+    "w8a16": 1.4,
+    "w8a8-dynamic": 2.4,
+    "w4a16": 1.25,
+    "w4a8-dynamic": 1.75,
+}
+_NEEDS = {"bfloat16": {"avx512_bf16", "amx_bf16"}}
+_WHOLE = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def native() -> bool:
+    """The native CPU kernels serve here; tried in a child process where that was not done before."""
+    return backend.install()
+
+
+def natural(stored: str) -> str:
+    """The number format in which a checkpoint in `stored` is run here."""
+    return natural_dtype(stored, torch.device("cpu"), native=native())[0]
+
+
+def free() -> int:
+    """Bytes of this host's memory that are free."""
+    return memory(torch.device("cpu")).free
+
+
+def measured(storage: Storage) -> Rates:
+    """Of this CPU; its ranks talk over the memory. Unknown without the native kernels."""
+    backend.take_threads()
+    bandwidth, peak = read_rate(), multiply_add_rate()
+    if bandwidth is None or peak is None:
+        return Rates(bandwidth=None, arithmetic=None, link=None)
+    return Rates(bandwidth=bandwidth, arithmetic=peak * share_of_peak(storage), link=bandwidth / 2)
+
+
+def share_of_peak(storage: Storage) -> float:
+    """How products with such weights go beside float32 multiply-adds."""
+    word = storage.dtype if storage.quantization == "none" else storage.quantization
+    if word == "float32":
+        return _FLOAT
+    there = not _NEEDS.get(word, _WHOLE).isdisjoint(cpu_features())
+    return _SHARES.get(word, _WIDENED) if there else _WIDENED
