@@ -12,3 +12,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class RankLost(Exception):  # noqa: N818  # as one says it
+    """A rank has died, or failed where all have to go on together: none of them can."""

@@ -50,6 +50,12 @@ def to_file(path: Path) -> None:
     _LOGGER.setLevel(logging.DEBUG)
 
 
+def hush() -> None:
+    """From here on standard error hears warnings alone: another rank tells the rest."""
+    for lines in [h for h in _LOGGER.handlers if isinstance(h, _Lines)]:
+        lines.setLevel(max(lines.level, logging.WARNING))
+
+
 def debug(message: str) -> None:
     """For whoever looks into the works."""
     _LOGGER.debug(message)

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from oneroof import __version__, log
 from oneroof.cli.interruption import Interruption, check_interrupted
-from oneroof.errors import UserError
+from oneroof.errors import RankLost, UserError
 
 COMMANDS = {
     "generate": "oneroof.cli.generate:Generate",
@@ -116,6 +116,9 @@ def _run(words: list[str]) -> int:
         if debug:
             traceback.print_exc()
         raise
+    except RankLost as error:
+        _say(f"oneroof: {error}")
+        return 1
     except Exception as error:  # ours, whatever it is: the last frame is enough unless more is asked for
         if isinstance(error, ImportError):
             check_interrupted()  # an interrupted import may call itself a failed one

@@ -18,9 +18,11 @@ import torch.profiler
 from oneroof import __version__, log
 from oneroof.cli.interruption import check_interrupted
 from oneroof.cli.options import ModelOptions, as_flags
+from oneroof.comm.mesh import joined
 from oneroof.device import bind_threads, use_threads
 from oneroof.engine.llm import LLM
 from oneroof.errors import UserError
+from oneroof.layout import Grid
 from oneroof.load import Loaded
 from oneroof.ops.cpu import backend
 
@@ -35,7 +37,7 @@ def opened(options: ModelOptions) -> Iterator[LLM]:
     """
     check_interrupted()  # of torch's import, which may swallow it
     if options.log_dir is not None:
-        log.to_file(options.log_dir / "rank0.log")
+        log.to_file(options.log_dir / f"rank{_rank(options)}.log")
     log.debug(f"oneroof {__version__}: {options}")
     threads = use_threads(options.threads)
     backend.set_threads(threads)
@@ -47,6 +49,12 @@ def opened(options: ModelOptions) -> Iterator[LLM]:
         with suppress(UserError):  # it was closed inside, by one who only wanted its weights
             if work := _work(llm, options):
                 log.info(work)
+
+
+def _rank(options: ModelOptions) -> int:
+    """The number of this process among the ranks."""
+    place = joined()
+    return Grid.of(options.tp, options.pp, options.ep).driver if place is None else place.rank
 
 
 def load_llm(options: ModelOptions, loaded: Loaded | None = None) -> LLM:

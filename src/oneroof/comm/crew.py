@@ -19,15 +19,12 @@ from socket import SHUT_RDWR, socket, socketpair
 
 from oneroof import log
 from oneroof.comm.program import ending, program, search
+from oneroof.errors import RankLost
 
 _HEAD = struct.Struct(">I")
 _TAIL = 20  # lines of what a rank said that are kept
 _PATIENCE = 3.0  # seconds that a rank may take to end when its starter has
 _LAST_WORDS = 0.3  # seconds that what it said last may take to arrive
-
-
-class RankLost(Exception):  # noqa: N818  # as one says it
-    """A rank has died, or failed where all have to go on together: none of them can."""
 
 
 class Line:
@@ -128,7 +125,7 @@ class Crew:
         self._ranks: list[_Rank] = []  # those that have a seat
 
     def seat(self, orders: Mapping[int, bytes], ended: Callable[[], None]) -> None:
-        """A process for each rank of `orders`, which is its first message: one that has no seat, or a new one.
+        """A process for each rank of `orders`, which is its first message; those that are here come first.
 
         `ended` is called, by a thread, when the first of them has died before `close`.
         """

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from socket import if_nameindex
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from oneroof import log
 from oneroof.comm.collectives import Group, sum_over
-from oneroof.comm.crew import RankLost
-from oneroof.errors import UserError
+from oneroof.errors import RankLost, UserError
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 _MEETING = 60.0  # seconds that ranks wait for each other
@@ -61,12 +61,15 @@ def joined() -> Joined | None:
 def meet(rank: int, ranks: int, device: torch.device, *, file: Path | None = None) -> None:
     """Wait until all ranks are there: at `file` on this machine, else where the environment says.
 
-    Raises UserError where they are not within a minute.
+    Raises UserError where they are not within a minute, or ONEROOF_MEETING seconds.
     """
-    limit = timedelta(seconds=_MEETING)
+    seconds = float(os.environ.get("ONEROOF_MEETING", _MEETING))
+    limit = timedelta(seconds=seconds)
     if file is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_BACKENDS[device.type]}"
+    if file is None and rank > 0:
+        _await_master(rank, ranks, seconds)
     try:
         if file is not None:
             store = FileStore(str(file), ranks)
@@ -74,13 +77,37 @@ def meet(rank: int, ranks: int, device: torch.device, *, file: Path | None = Non
         else:
             dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=limit)
     except (RuntimeError, ValueError) as error:  # dist's own errors are among them
-        where = "here" if file else f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         said = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"rank {rank} of {ranks} met no others at {where} in {_MEETING:g} s ({said}); "
-            "check that all ranks run and reach that address"
-        ) from None
+        raise _nobody(rank, ranks, seconds, said, here=file is not None) from None
     log.debug(f"rank {rank} of {ranks} has met the others, over {backend}")
+
+
+def _await_master(rank: int, ranks: int, seconds: float) -> None:
+    """Until the address of the others answers; torch's own waiting ends in a page of C++."""
+    address, until = _master(), time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(address, timeout=max(0.1, until - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise _nobody(rank, ranks, seconds, error.strerror or str(error), here=False) from None
+            time.sleep(0.1)
+
+
+def _master() -> tuple[str, int]:
+    name, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdecimal():
+        raise UserError(f"MASTER_PORT is {port!r}; a number is allowed; use torchrun")
+    return name, int(port)
+
+
+def _nobody(rank: int, ranks: int, seconds: float, said: str, *, here: bool) -> UserError:
+    where = "here" if here else "{}:{}".format(*_master())
+    return UserError(
+        f"rank {rank} of {ranks} met no others at {where} in {seconds:g} s ({said}); "
+        "check that all ranks run and reach that address"
+    )
 
 
 class Mesh:
@@ -186,5 +213,5 @@ def lost() -> Iterator[None]:
 
 
 def _loopback() -> str:
-    names = [name for _, name in if_nameindex()]
+    names = [name for _, name in socket.if_nameindex()]
     return "lo" if "lo" in names else names[0]

@@ -15,7 +15,6 @@ from itertools import takewhile
 
 import torch
 
-from oneroof.comm.crew import RankLost
 from oneroof.engine.admission import check_ids
 from oneroof.engine.answer import BAD, Answer
 from oneroof.engine.capacity import Capacity, cache_of, room_of
@@ -28,7 +27,7 @@ from oneroof.engine.sequence import Sequence
 from oneroof.engine.stats import Speed, Stats
 from oneroof.engine.team import Team
 from oneroof.engine.whole import WholeTexts, failure
-from oneroof.errors import UserError
+from oneroof.errors import RankLost, UserError
 from oneroof.load import Loaded
 
 Event = Piece | Vector

@@ -14,9 +14,11 @@ from queue import SimpleQueue
 from msgspec.structs import replace
 
 from oneroof.engine.blocking import BlockingEngine
+from oneroof.engine.remote import EngineDied
 from oneroof.engine.request import Piece, Reading, Request, Vector
 from oneroof.engine.stats import Speed, Stats
 from oneroof.engine.wire import Load, Ready
+from oneroof.errors import RankLost
 
 Event = Piece | Vector
 _WAITING = 2  # requests that an engine has for each that it writes: one begins as another ends
@@ -26,7 +28,7 @@ class Fleet:
     """`count` engines of one model. Whoever made it closes it."""
 
     def __init__(self, order: Load, count: int, progress: Callable[[int, int], None] | None = None) -> None:
-        """Raises what `BlockingEngine.start` does; `progress` hears of the first engine's weights."""
+        """UserError or RankLost where one cannot be had; `progress` hears of the first one's weights."""
         self.speed = Speed()
         self._hands = order.options.max_batch * _WAITING
         self._engines: list[BlockingEngine] = []
@@ -42,6 +44,9 @@ class Fleet:
                         self._engines.append(one.result())
                 for one in begun:
                     one.result()
+        except EngineDied as error:
+            self.close()
+            raise RankLost(str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -69,6 +74,8 @@ class Fleet:
                         events.put(event)
                         if leaving.is_set():
                             break
+            except EngineDied as error:
+                events.put(RankLost(str(error)))
             except BaseException as error:
                 events.put(error)
             finally:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from oneroof.comm.crew import RankLost
 from oneroof.engine.admission import context_of
 from oneroof.engine.engine import Engine, Event
 from oneroof.engine.fleet import Fleet
@@ -25,7 +24,7 @@ from oneroof.engine.request import SEEDS, Output, Piece, Reading, Request, Vecto
 from oneroof.engine.stats import Speed, Stats
 from oneroof.engine.whole import WholeTexts
 from oneroof.engine.wire import Load
-from oneroof.errors import UserError
+from oneroof.errors import RankLost, UserError
 from oneroof.hub import locate
 from oneroof.layout import check
 from oneroof.load import Front, Loaded, load, read_front

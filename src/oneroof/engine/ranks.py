@@ -17,14 +17,14 @@ import torch
 
 from oneroof import device as devices
 from oneroof import log
-from oneroof.comm.crew import Crew, RankLost, Starter
+from oneroof.comm.crew import Crew, Starter
 from oneroof.comm.mesh import Joined, Mesh, joined, leave, meet
 from oneroof.engine.admission import context_of
 from oneroof.engine.capacity import Capacity, room_of
 from oneroof.engine.engine import Engine
 from oneroof.engine.team import Team
 from oneroof.engine.wire import Load
-from oneroof.errors import UserError
+from oneroof.errors import RankLost, UserError
 from oneroof.hub import locate
 from oneroof.layout import Grid, check
 from oneroof.load import Loaded, load
@@ -54,7 +54,6 @@ class Assembled:
     engine: Engine
     team: Team | None = None
     crew: Crew | None = None
-    folder: Path | None = None
     lent: bool = False  # the crew is somebody else's, who has more for it to do
 
     def close(self) -> None:
@@ -67,8 +66,6 @@ class Assembled:
         else:
             team.end()
         leave()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def why(self, error: RankLost) -> RankLost:
         """`error`, or what is known of the rank that died first."""
@@ -84,7 +81,8 @@ def grid_of(order: Load) -> Grid:
 def assemble_engine(order: Load, progress: Progress | None = None, crew: Crew | None = None) -> Assembled:
     """Load this rank's share, with the others', and make the engine. SystemExit where this one follows.
 
-    `crew`: processes that have served before and wait for more, instead of new ones. Raises UserError for what the user can mend, RankLost where a rank died on the way.
+    `crew`: processes that have served before and wait for more, instead of new ones. Raises UserError for
+    what the user can mend, RankLost where a rank died on the way.
     """
     grid, place = grid_of(order), joined()
     folder = locate(order.model, revision=order.revision, hub=order.hub)
@@ -165,6 +163,7 @@ def _with_crew(order: Load, grid: Grid, progress: Progress | None, lent: Crew | 
                 raise UserError(said.removeprefix(_REFUSED).decode())
         crew.say(_MEET)
         team = _team(loaded, order, grid, grid.driver, room, folder / "meet")
+        shutil.rmtree(folder, ignore_errors=True)  # all are there
         joint.append(team.joint)
         if crew.lost is not None:
             raise RankLost(crew.lost)
@@ -182,7 +181,7 @@ def _with_crew(order: Load, grid: Grid, progress: Progress | None, lent: Crew | 
         if told is not None:
             raise RankLost(told) from error
         raise
-    return Assembled(engine, team, crew, folder, lent is not None)
+    return Assembled(engine, team, crew, lent is not None)
 
 
 def _among(order: Load, grid: Grid, place: Joined, progress: Progress | None) -> Assembled:
@@ -193,6 +192,8 @@ def _among(order: Load, grid: Grid, place: Joined, progress: Progress | None) ->
             "start as many"
         )
     leads = place.rank == grid.driver
+    if not leads:
+        log.hush()
     device = _sit(order, place.local_rank, place.local_ranks)
     meet(place.rank, place.ranks, torch.device(device if device != "auto" else "cpu"))
     loaded = _loaded(order, grid, place.rank, device, progress if leads else None)

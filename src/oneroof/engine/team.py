@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from oneroof.batch import Batch
-from oneroof.comm.crew import RankLost
 from oneroof.engine.capacity import Capacity, cache_of
 from oneroof.engine.options import EngineOptions
 from oneroof.engine.orders import End, Order, Rows, StepOrder, TextsOrder, pack, unpack
 from oneroof.engine.scheduler import POISON
+from oneroof.errors import RankLost
 from oneroof.load import Loaded
 from oneroof.pages import KVCache
 from oneroof.parallel.decoder import Stage, hang

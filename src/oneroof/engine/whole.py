@@ -12,10 +12,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from oneroof.comm.crew import RankLost
 from oneroof.engine.orders import TextsOrder
 from oneroof.engine.request import Reading, Vector
 from oneroof.engine.team import Team
+from oneroof.errors import RankLost
 from oneroof.load import Loaded
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from oneroof import log
-from oneroof.comm.crew import RankLost
 from oneroof.comm.mesh import Mesh
+from oneroof.errors import RankLost
 from oneroof.ops.cpu.board import Board, can_share, new_file
 
 
