@@ -106,29 +106,32 @@ def plan(ask: Ask) -> Plan:
 
 def grids(ask: Ask) -> Iterator[tuple[int, Grid]]:
     """(dp, grid) of every layout that this model can be cut for; UserError where there is none."""
-    wrong: UserError | None = None
+    fixed = (ask.tp, ask.pp, ask.ep)
+    check(ask.config, Grid(tp=ask.tp or ask.ep or 1, pp=ask.pp or 1, ep=ask.ep or 1))
     found = False
     for tp in _divisors(ask.devices):
         for pp in _divisors(ask.devices // tp):
-            for ep in _divisors(tp) if ask.config.experts is not None or ask.ep not in (None, 1) else (1,):
-                if any(
-                    fixed not in (None, size) for fixed, size in ((ask.tp, tp), (ask.pp, pp), (ask.ep, ep))
-                ):
-                    continue
+            for ep in _divisors(tp) if ask.config.experts is not None else (1,):
                 grid = Grid(tp=tp, pp=pp, ep=ep)
-                try:
-                    check(ask.config, grid)
-                except UserError as error:
-                    wrong = error
-                    continue
-                found = True
-                yield ask.devices // grid.ranks, grid
+                sizes = zip(fixed, (tp, pp, ep), strict=True)
+                if all(asked in (None, size) for asked, size in sizes) and _can(ask.config, grid):
+                    found = True
+                    yield ask.devices // grid.ranks, grid
     if not found:
-        fixed = " ".join(f"--{n} {v}" for n, v in (("tp", ask.tp), ("pp", ask.pp), ("ep", ask.ep)) if v)
-        raise wrong or UserError(
-            f"{ask.devices} devices were given with {fixed}; multiples of tp x pp are allowed, and divisors "
+        named = zip(("--tp", "--pp", "--ep"), fixed, strict=True)
+        given = " ".join(f"{name} {size}" for name, size in named if size is not None)
+        raise UserError(
+            f"{ask.devices} devices were given with {given}; multiples of tp x pp are allowed, and divisors "
             "of tp as ep; leave one of them out"
         )
+
+
+def _can(config: ModelConfig, grid: Grid) -> bool:
+    try:
+        check(config, grid)
+    except UserError:
+        return False
+    return True
 
 
 def _layouts(ask: Ask) -> Iterator[Layout]:
