@@ -35,9 +35,10 @@ format: ## Lay the code out
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-docs: ## docs/commands.md from the commands' dataclasses
+docs: ## docs/commands.md from the commands' dataclasses; the table in docs/parallel.md where its sources are
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh core
 	@$(RUN) -m oneroof.cli.document > docs/commands.md
+	@if [ -d ../shared ]; then $(RUN) scripts/parallel_page.py; fi
 
 clean: ## Take the environment and all caches away
 	rm -rf .venv build dist src/*.egg-info src/oneroof/ops/cpu/*.so src/oneroof/ops/cpu/native.txt
