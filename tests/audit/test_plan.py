@@ -223,7 +223,7 @@ def test_a_step_is_as_long_as_what_it_waits_for(checkpoint: Checkpoint) -> None:
     slow = Rates(bandwidth=1e3, arithmetic=1e15, link=None)
     assert seconds(slow, 1) == pytest.approx((read.weights + read.cache) / 1e3)
     computed = Rates(bandwidth=1e15, arithmetic=1e3, link=None)
-    assert seconds(computed, 2) == pytest.approx(2 * (read.products + read.scores) / 1e3)
+    assert seconds(computed, 2) == pytest.approx(2 * (read.products + read.head + read.scores) / 1e3)
     assert (
         step(
             config,
@@ -238,6 +238,42 @@ def test_a_step_is_as_long_as_what_it_waits_for(checkpoint: Checkpoint) -> None:
         )
         is None
     )
+
+
+MEASURED = {  # docs/log.md: batch, decode tokens/s, share of the floor, tokens/s of prompts of 128
+    ("none", 1): (28.5, 0.87, 510),
+    ("none", 8): (218, 0.84, 527),
+    ("w8a8-dynamic", 1): (50.7, 0.70, 782),
+    ("w8a8-dynamic", 8): (299, 0.53, 808),
+    ("w8a16", 1): (52.6, 0.74, 447),
+    ("w8a16", 8): (263, 0.47, 471),
+    ("w4a8-dynamic", 1): (75.0, 0.73, 572),
+    ("w4a8-dynamic", 8): (341, 0.44, 692),
+    ("w4a16", 1): (62.4, 0.55, 412),
+    ("w4a16", 8): (242, 0.28, 403),
+}
+
+
+@pytest.mark.parametrize(("word", "batch"), MEASURED, ids=str)
+def test_speeds_are_those_that_were_measured(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, word: str, batch: int
+) -> None:
+    config = read_config(shared / "data" / "configs" / "Qwen2.5-0.5B")
+    storage, alone = Storage(dtype="bfloat16", quantization=word), (share_of(config, ALONE, 0),)
+    rate, floor, prompts = MEASURED[word, batch]
+    read = reads(config, alone[0], storage, tokens=batch, texts=batch, positions=152, seen=152)
+    bandwidth = (read.weights + read.cache) / (floor * batch / rate)  # which the share of the floor tells
+    monkeypatch.setattr(machine, "cpu_features", lambda: ("avx512_bf16", "avx512_vnni"))
+    monkeypatch.setattr(machine, "read_rate", lambda: bandwidth)
+    monkeypatch.setattr(machine, "multiply_add_rate", lambda: 235e9)  # of that machine when it is quiet
+    rates = machine.measured(storage)
+    decode = step(config, ALONE, alone, storage, rates, tokens=batch, texts=batch, positions=152, seen=152)
+    prefill = step(
+        config, ALONE, alone, storage, rates, tokens=128 * batch, texts=batch, positions=64, seen=64
+    )
+    assert decode is not None and prefill is not None
+    assert batch / decode.seconds == pytest.approx(rate, rel=0.12)
+    assert 128 * batch / prefill.seconds == pytest.approx(prompts, rel=0.2)
 
 
 def test_training_counts_what_adamw_needs(checkpoint: Checkpoint) -> None:

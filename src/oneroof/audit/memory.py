@@ -196,6 +196,7 @@ class Reads:
     weights: float  # bytes
     cache: float  # bytes
     products: float  # multiplications and additions, counted apart
+    head: float  # those of the output head
     scores: float  # those of attention
 
 
@@ -212,24 +213,23 @@ def reads(
     """Of a step of `tokens`, of which `texts` make logits; with `positions` keys behind each text, of which a
     token sees `seen` on average. Of experts, as many are read as the tokens visit.
     """
-    weights = products = 0.0
+    weights = products = head = 0.0
     for piece in pieces(config, share):
-        size, rows = piece.bytes(storage), tokens
-        part = 1.0
+        size, part = piece.bytes(storage), 1.0
         if piece.role == "table":
             continue
         if piece.role == "head":
-            rows = texts
-        if piece.role == "experts":
+            head += 2 * piece.parameters * texts
+        elif piece.role == "experts":
             assert config.experts is not None
             part = visited(config, tokens) / config.experts.count
             products += 2 * piece.parameters * tokens * config.experts.top_k / config.experts.count
         elif piece.role not in ("vector", "float32"):
-            products += 2 * piece.parameters * rows
+            products += 2 * piece.parameters * tokens
         weights += size * part
     layers = config.windows[share.layers.start : share.layers.stop]
     behind = sum(min(positions, w) if w else positions for w in layers)
     looked = sum(min(seen, w) if w else seen for w in layers)
     key = kv_token(config, share, storage) / max(1, len(layers))
     width = len(share.heads) * config.head_dim
-    return Reads(weights, texts * behind * key, products, 4.0 * tokens * looked * width)
+    return Reads(weights, texts * behind * key, products, head, 4.0 * tokens * looked * width)

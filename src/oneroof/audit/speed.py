@@ -1,8 +1,9 @@
 """How fast a rank is on paper: what a step reads and computes, over what its device gives, and its links.
 
 Of ranks side by side the slowest counts, stages take turns. How reading and computing go together, and what
-is between kernels, was fitted to docs/log.md's table of 2026-11-26 ("Among peers"): within 12% in eleven of
-its twelve cells.
+is between kernels, was fitted to the table "Among peers, interleaved" of docs/log.md, 2026-11-27, second
+part: a model of half a billion on two cores, bfloat16 and four schemes, batches of 1 and 8. Decode is within
+8% there, prefill within 5% but for one cell of ten.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from oneroof.config import ModelConfig
 from oneroof.layout import Grid, Share
 
 LATENCY = 10e-6  # seconds of a message, or of a sum over ranks, however small it is
-BETWEEN = 0.13e-3  # seconds of a layer that are neither reading nor products
-_TOGETHER = 3  # (reading^p + computing^p)^(1/p): they overlap, the more the less alike they are
+BETWEEN = 0.13e-3  # seconds of a layer that are neither reading nor products, on a CPU
+_TOGETHER = 2.5  # (reading^p + computing^p)^(1/p): they overlap, the more the less alike they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,13 @@ class Rates:
     bandwidth: float | None  # bytes of its memory
     arithmetic: float | None  # multiplications and additions of products, counted apart
     link: float | None  # bytes to another rank; None: only the latency counts
+    head: float | None = None  # arithmetic of the output head, where that is another
 
     def shared(self, ranks: int) -> Rates:
         """Of each of `ranks` on one machine."""
-        parts = (None if r is None else r / ranks for r in (self.bandwidth, self.arithmetic, self.link))
-        bandwidth, arithmetic, link = parts
-        return Rates(bandwidth=bandwidth, arithmetic=arithmetic, link=link)
+        rates = (self.bandwidth, self.arithmetic, self.link, self.head)
+        bandwidth, arithmetic, link, head = (None if r is None else r / ranks for r in rates)
+        return Rates(bandwidth=bandwidth, arithmetic=arithmetic, link=link, head=head)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def step(
                 reads(config, share, storage, tokens=tokens, texts=texts, positions=positions, seen=seen),
                 rates.bandwidth,
                 rates.arithmetic,
+                rates.head or rates.arithmetic,
             )
             for share, _ in distinct(shares[stage * grid.tp : (stage + 1) * grid.tp])
         ]
@@ -92,8 +95,9 @@ def step(
     return Step(memory, arithmetic, links, BETWEEN * config.depth)
 
 
-def _alone(needed: Reads, bandwidth: float, arithmetic: float) -> tuple[float, float]:
-    return (needed.weights + needed.cache) / bandwidth, (needed.products + needed.scores) / arithmetic
+def _alone(needed: Reads, bandwidth: float, arithmetic: float, head: float) -> tuple[float, float]:
+    computed = (needed.products + needed.scores) / arithmetic + needed.head / head
+    return (needed.weights + needed.cache) / bandwidth, computed
 
 
 def distinct(shares: tuple[Share, ...]) -> list[tuple[Share, int]]:

@@ -161,6 +161,7 @@ class Plan:
                 bandwidth=rates.bandwidth or here.bandwidth,
                 arithmetic=rates.arithmetic or here.arithmetic,
                 link=rates.link or here.link,
+                head=None if rates.arithmetic else here.head,
             )
         return Ask(
             config=config,
