@@ -15,6 +15,8 @@ from oneroof.errors import UserError
 from oneroof.layout import Grid, Share, check, share_of
 from oneroof.quant.forms import FORMS
 
+_AS_GOOD = 0.98  # of the best speed: nobody could tell them apart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
@@ -92,7 +94,9 @@ def plan(ask: Ask) -> Plan:
     layouts = sorted(_layouts(ask), key=_order)
     fitting = [layout for layout in layouts if layout.fits]
     if fitting:
-        chosen = fitting[0]
+        chosen = _chosen(fitting)
+        layouts.remove(chosen)
+        layouts.insert(0, chosen)
         return Plan(tuple(layouts), chosen, _why(ask, chosen, fitting, layouts), ())
     closest = min(layouts, key=lambda layout: layout.heaviest.bytes)
     rank = closest.heaviest
@@ -189,14 +193,22 @@ def _order(layout: Layout) -> tuple[bool, float, int]:
     return not layout.fits, -(layout.decode or 0.0), layout.grid.ranks
 
 
+def _chosen(fitting: list[Layout]) -> Layout:
+    """The fastest, or what is as good as that and simpler."""
+    best = max(layout.decode or 0.0 for layout in fitting)
+    close = [layout for layout in fitting if (layout.decode or 0.0) >= _AS_GOOD * best]
+    return min(close, key=lambda layout: (layout.grid.ep, layout.grid.ranks, layout.grid.pp))
+
+
 def _why(ask: Ask, chosen: Layout, fitting: list[Layout], layouts: list[Layout]) -> str:
     many = f"{len(fitting)} of {len(layouts)} layouts fit" if len(layouts) > 1 else "it fits"
     left = ask.memory - chosen.heaviest.bytes
     room = f"{_gb(left)} of {_gb(ask.memory)} a device are left"
     if chosen.decode is None or chosen.step is None:
-        return f"{many}; it cuts the model the least; {room}; speeds need --bandwidth and --arithmetic"
+        least = "it cuts the model the least; " if len(fitting) > 1 else ""
+        return f"{many}; {least}{room}; speeds need --bandwidth and --arithmetic"
     limit = f"a step of {chosen.step.seconds * 1e3:.3g} ms waits most for {chosen.step.limit}"
-    best = "it writes the most tokens/s; " if len(fitting) > 1 else ""
+    best = "none writes more tokens/s; " if len(fitting) > 1 else ""
     return f"{many}; {best}{limit}; {room}"
 
 

@@ -126,10 +126,21 @@ def _training(ask: Ask, trained: Sequence[Trained]) -> list[str]:
             *(one.weights, one.gradients, one.states, one.dealt_states),
             *(one.activations, one.recomputed),
         )
-        name = " ".join([f"dp {one.dp}"] * (one.dp > 1) + [str(one.grid)] * (one.grid.ranks > 1))
-        rows.append((name or "one rank", *map(_giga, numbers), words.get(one.fits, one.fits)))
+        rows.append((_named(one), *map(_giga, numbers), words.get(one.fits, one.fits)))
+    lines = _table(rows, left=1)
+    if all(one.fits == "no" for one in trained):
+        least = min(trained, key=lambda one: one.bytes(recompute=True, dealt=True))
+        lines.append(
+            f"none fits: with recompute and states over dp, a rank of {_named(least)} takes "
+            f"{_giga(least.bytes(recompute=True, dealt=True))} GB; {_giga(ask.memory)} GB are there"
+        )
     note = f"micro-batches of {ask.batch} x {ask.context} tokens; AdamW: float32 master and two moments"
-    return [*_table(rows, left=1), note]
+    return [*lines, note]
+
+
+def _named(one: Trained) -> str:
+    words = [f"dp {one.dp}"] * (one.dp > 1) + [str(one.grid)] * (one.grid.ranks > 1)
+    return " ".join(words) or "one rank"
 
 
 def _table(rows: Sequence[Cells], *, left: int) -> list[str]:

@@ -28,11 +28,11 @@ class Plan:
     """Whether a model fits some devices, how fast it is there, and how to share it out among them.
 
     It reads config.json alone: the weights need not be there. Every way to make dp engines of pp stages of tp
-    ranks of the devices is told (of the model's experts, also ep groups), with the bytes of its heaviest
-    rank, and the fastest of those that fit is recommended; where none fits, what is missing and what would
-    do. Speeds are those with the whole context behind each text, on the rates that are given, or on those
-    that this CPU gives now, which its ranks share. Give what devices reach, not what their data sheets say:
-    60 to 80% of it is usual.
+    ranks of the devices is told (of a model's experts, also ep groups), with the bytes of its heaviest rank,
+    and the fastest of those that fit is recommended; where none fits, what is missing and what would do.
+    Speeds are those with the whole context behind each text, on the rates that are given, or on those that
+    this CPU gives now, which its ranks share. Give what devices reach, not what their data sheets say: 60 to
+    80% of it is usual. Experts are taken to be chosen evenly; what lies between kernels is a CPU's.
     """
 
     model: str
