@@ -44,16 +44,20 @@ def traffic(config: ModelConfig, itemsize: int, batch: int, positions: float) ->
 
 
 def held_traffic(loaded: Loaded, kv: Kind, batch: int, positions: float) -> Traffic:
-    """The same of a model as it is held, whatever each weight's format, and of a cache of kind `kv`."""
-    config, weights = loaded.config, 0.0
+    """The same of a model as it is held, whatever each weight's format, and of a cache of kind `kv`.
+
+    Of a model that is cut for ranks, of this one, whose threads `streamed` measures.
+    """
+    config, weights, mine = loaded.config, 0.0, loaded.model.share
     share = 1.0 if config.experts is None else visited(config, batch) / config.experts.count
     for name, place in loaded.model.tensors().items():
         if config.tied_head or name != TABLE:
             weights += place.nbytes * (share if ".experts." in name else 1.0)
     key = bytes_per_token(
-        depth=1, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=loaded.dtype, kind=kv
+        depth=1, kv_heads=len(mine.kv_heads), head_dim=config.head_dim, dtype=loaded.dtype, kind=kv
     )
-    return Traffic(weights, batch * keys(config, positions) * key)
+    seen = keys(config, positions) * len(mine.layers) / config.depth
+    return Traffic(weights, batch * seen * key)
 
 
 def streamed(device: torch.device) -> float:

@@ -64,8 +64,10 @@ class BenchModel(OutputOptions, ModelOptions):
             loaded = first.loaded
             first.close()
 
+            alone = self.tp == self.pp == self.ep == 1
+
             def opener(batch: int, positions: int) -> LLM:
-                llm = load_llm(self._sized(batch, positions), loaded)
+                llm = load_llm(self._sized(batch, positions), loaded if alone else None)
                 if self.engine == "paged":
                     self._check_room(llm.stats().pages, batch, positions)
                 return llm
@@ -98,6 +100,7 @@ class BenchModel(OutputOptions, ModelOptions):
 
     def _refuse(self, cases: Sequence[Case]) -> None:
         """UserError for options that cannot be, or not together, before anything is loaded."""
+        self._check("dp", self.dp != 1, "1: an engine is measured, not several")
         self._check("rounds", self.rounds < 1, "1 or more")
         self._check("warmup", self.warmup < 0, "0 or more")
         limit = self.time_limit

@@ -73,7 +73,7 @@ class ModelOptions:
     position and head."""
 
     kv_memory: float | None = None
-    """GB (10^9 bytes) for the cache of keys and values; from free memory where not given."""
+    """GB (10^9 bytes) for the cache of keys and values, of each rank; from free memory where not given."""
 
     page_size: int = 16
     """Positions in a page of the cache."""

@@ -7,10 +7,13 @@ told to all goes over gloo.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
+import struct
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,13 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from oneroof import log
-from oneroof.comm.collectives import Group, sum_over
+from oneroof.comm.collectives import sum_over
 from oneroof.errors import RankLost, UserError
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
 _MEETING = 60.0  # seconds that ranks wait for each other
 _STEP = 600.0  # ... in a step
 _IDLE = timedelta(days=365)  # ... for the next order
@@ -65,8 +69,8 @@ def meet(rank: int, ranks: int, device: torch.device, *, file: Path | None = Non
     """
     seconds = float(os.environ.get("ONEROOF_MEETING", _MEETING))
     limit = timedelta(seconds=seconds)
-    if file is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface("127.0.0.1" if file else _master()[0])):
+        os.environ["GLOO_SOCKET_IFNAME"] = name  # else gloo takes what the host's name happens to mean
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_BACKENDS[device.type]}"
     if file is None and rank > 0:
         _await_master(rank, ranks, seconds)
@@ -117,12 +121,17 @@ class Mesh:
         self.rank, self.tp, self.pp = rank, tp, pp
         self.stage, self.lane = divmod(rank, tp)
         self.driver = (pp - 1) * tp  # who schedules: where logits arise
+        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+        step = timedelta(seconds=_STEP)
+        table = torch.arange(pp * tp).view(pp, tp)
         with lost():
-            self._mesh = init_device_mesh(device.type, (pp, tp), mesh_dim_names=("pp", "tp"))
-            step = timedelta(seconds=_STEP)
             self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
-            groups = [dist.new_group([s * tp + t for t in range(tp)], timeout=step) for s in range(pp)]
-        self._lanes: Group = groups[self.stage]
+            stages = [dist.new_group(row.tolist(), timeout=step) for row in table]
+            lanes = [dist.new_group(column.tolist(), timeout=step) for column in table.t()]
+            self._lanes, self._rows = stages[self.stage], lanes[self.lane]
+            self.devices = DeviceMesh.from_group(
+                [self._rows, self._lanes], device.type, mesh=table, mesh_dim_names=("pp", "tp")
+            )
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over the ranks of this stage."""
@@ -163,14 +172,19 @@ class Mesh:
         return said
 
     def send(self, x: Tensor) -> None:
-        """To the same lane of the next stage."""
+        """To the same lane of the next stage, which need not wait for it yet; some may be on their way."""
         with lost():
-            dist.send(x.contiguous(), self.rank + self.tp)
+            if len(self._sent) > self.pp:
+                self._sent.popleft()[0].wait()
+            kept = x.contiguous()
+            work = dist.isend(kept, self.rank + self.tp, group=self._rows)
+            assert work is not None
+            self._sent.append((work, kept))
 
     def receive(self, out: Tensor) -> Tensor:
         """`out`, filled by the same lane of the stage before."""
         with lost():
-            dist.recv(out, self.rank - self.tp)
+            dist.recv(out, self.rank - self.tp, group=self._rows)
         return out
 
     def least(self, count: int) -> int:
@@ -182,8 +196,7 @@ class Mesh:
 
     def one_machine(self) -> bool:
         """Whether the ranks of every stage are on one machine, as far as the system tells."""
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        here = zlib.crc32(boot.read_bytes()) if boot.exists() else self.rank
+        here = _machine() or self.rank
         return self.least(here) == -self.least(-here)
 
     def path(self, mine: str) -> str:
@@ -212,6 +225,30 @@ def lost() -> Iterator[None]:
         raise RankLost(f"ranks do not hear each other: {' '.join(str(error).split())[:200]}") from error
 
 
-def _loopback() -> str:
-    names = [name for _, name in socket.if_nameindex()]
-    return "lo" if "lo" in names else names[0]
+def _machine() -> int:
+    """A number of this boot and of what a container has of its own; 0 where the system does not tell."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        own = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in ("net", "mnt", "ipc")]
+        return zlib.crc32(f"{boot.read_text()} {own}".encode())
+    except OSError:
+        return 0
+
+
+def _interface(address: str) -> str | None:
+    """The network interface from which this machine reaches `address`; None where that cannot be told."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+            line.connect((address, 9))  # sends nothing
+            ours = line.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                asked = struct.pack("256s", name.encode()[:15])
+                try:
+                    found = fcntl.ioctl(line.fileno(), _SIOCGIFADDR, asked)[20:24]
+                except OSError:
+                    continue  # it has no address of this kind
+                if socket.inet_ntoa(found) == ours:
+                    return name
+    except OSError:
+        return None
+    return None

@@ -37,6 +37,11 @@ class Sheet:
         rows, sequences = sum(self.counts), len(self.counts)
         return rows, rows, rows, sequences + 1, sequences, sequences * self.width
 
+    @property
+    def unknown(self) -> bool:
+        """Some token is on the device alone."""
+        return bool(self.parts()[0].min() < 0)
+
     def parts(self) -> list[Int64s]:
         """Views of them."""
         ends = accumulate(self.sizes)

@@ -77,18 +77,18 @@ def cache_of(loaded: Loaded, options: EngineOptions, pages: int) -> KVCache:
 
 def _room(loaded: Loaded, options: EngineOptions, neighbours: int) -> tuple[float, str]:
     """Bytes for the cache, and why so many."""
+    neighbours = neighbours if loaded.device.type == "cpu" else 1  # a device is a rank's alone
     if options.kv_memory is not None:
         return options.kv_memory * 1e9, f"kv_memory is {options.kv_memory:g} GB"
     place = loaded.device
     free = memory(place).free
     share = _SHARE.get(place.type, _DEVICE_SHARE)
-    if place.type == "cpu":
-        free //= neighbours
-    room = free * share if options.reserve_memory is None else free - options.reserve_memory * 1e9
+    kept = options.reserve_memory
+    room = (free * share if kept is None else free - kept * 1e9) / neighbours
     why = f"{free / 1e9:.3g} GB are free on {place}, of which {max(room, 0) / 1e9:.3g} GB may be used"
     if options.device_memory is not None:
         weights = sum(t.nbytes for t in loaded.model.tensors().values())
-        left = options.device_memory * 1e9 - weights
+        left = options.device_memory * 1e9 / neighbours - weights
         if left < room:
             room = left
             why = f"device_memory is {options.device_memory:g} GB, {max(left, 0) / 1e9:.3g} GB of it are left"

@@ -77,7 +77,9 @@ class Engine:
         self.speed = Speed()
         self._drafter = drafter
         self._team = team
+        stages = 1 if team is None else team.stages
         self._depth = options.in_flight or (1 if loaded.device.type == "cpu" or team is not None else 2)
+        self._depth = max(self._depth, stages)
         self._flights: deque[Flight] = deque()
         self._jobs: dict[int, _Job | _Look] = {}
         self._owners: dict[Sequence, Answer | Reading] = {}
@@ -96,6 +98,7 @@ class Engine:
             max_batch=options.max_batch,
             max_batch_tokens=options.max_batch_tokens,
             poison=poison,
+            stages=stages,
         )
         cache = cache_of(loaded, options, self.scheduler.allocator.pages)
         if poison:
@@ -269,6 +272,8 @@ class Engine:
         events: list[tuple[int, Event]] = []
         try:
             results = self.runner.collect(flight)
+        except RankLost:
+            raise
         except Exception as error:
             return self._failed_step(flight.parts, error)
         for result in results:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from oneroof.comm.mesh import joined
 from oneroof.engine.admission import context_of
 from oneroof.engine.engine import Engine, Event
 from oneroof.engine.fleet import Fleet
@@ -123,6 +124,8 @@ class LLM:
         self, order: Load, engine: str, dp: int, seed: int | None, progress: Callable[[int, int], None] | None
     ) -> None:
         if dp > 1:
+            if joined() is not None:
+                raise UserError(f"dp is {dp} among ranks that were started; 1 is allowed; start more jobs")
             folder = locate(order.model, revision=order.revision, hub=order.hub)
             front = read_front(folder)
             check(front.config, grid_of(order))

@@ -15,7 +15,7 @@ class EngineOptions:
     """What an engine may use. GB are 10^9 bytes. Raises UserError for what cannot be."""
 
     kv_memory: float | None = None
-    """GB for the cache of keys and values; None: from free memory, as much as can be of use."""
+    """GB for the cache of keys and values, of each rank; None: from free memory, as much as is of use."""
     kv: Literal["float", "kv8"] = "float"
     """How keys and values are kept: in the model's number format, or as int8 with scales."""
     page_size: int = 16

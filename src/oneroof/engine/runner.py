@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from oneroof.device import Int64s, upload
 from oneroof.engine.answer import BAD, Answer
-from oneroof.engine.assemble import ordered, write_sheet
+from oneroof.engine.assemble import Sheet, ordered, write_sheet
 from oneroof.engine.logprobs import chunks, logprobs, prompt_logprobs
 from oneroof.engine.orders import Rows, StepOrder
 from oneroof.engine.request import Logprob, Reading
@@ -43,12 +44,28 @@ class _Choice:
     length: int  # tokens before the chosen one
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A part of a prompt whose tokens' log-probabilities are wanted, from its row `first` on."""
+
+    part: int
+    first: int
+    following: list[int]
+    top: int
+
+
 @dataclass
 class Flight:
     """A step that was launched and is not collected yet."""
 
     parts: list[Part]
+    step: Step
+    sheet: Sheet | None = None
+    lanes: list[int] | None = None  # where a token is on the device alone
+    asked: list[_Asked] = field(default_factory=list)
+    readings: list[tuple[int, int, Reading]] = field(default_factory=list)  # part, row
     choices: list[_Choice] = field(default_factory=list)
+    done: bool = False  # the model has been at work on it
     tokens: Tensor | None = None  # one a choice
     logits: Tensor | None = None  # kept where log-probabilities were asked for
     vectors: dict[int, Tensor] = field(default_factory=dict)  # part -> what a reading brings
@@ -56,6 +73,17 @@ class Flight:
         default_factory=dict
     )  # part -> log-probabilities of the prompt's tokens
     errors: dict[int, str] = field(default_factory=dict)  # choice -> what was wrong with its settings
+
+    def rows(self, vocabulary: int) -> Rows:
+        """The rows that logits are made of, call by call."""
+        calls: Rows = [
+            [one.first + i for i in some]
+            for one in self.asked
+            for some in chunks(len(one.following), vocabulary)
+        ]
+        calls += [[row] for _, row, reading in self.readings if reading.words]
+        chosen = list(dict.fromkeys(choice.row for choice in self.choices))
+        return [*calls, chosen] if chosen else calls
 
 
 @dataclass(frozen=True)
@@ -90,64 +118,59 @@ class Runner:
     @torch.inference_mode()
     def launch(self, step: Step, owners: Owners) -> Flight:
         """Begin `step`; `owners` say whose its sequences are. Raises whatever the model raises."""
-        if self._team is None:
-            return self._launch(step, owners)
-        with self._team.together():
-            return self._launch(step, owners)
-
-    def _launch(self, step: Step, owners: Owners) -> Flight:
-        flight = Flight(ordered(step.parts))
-        flight.choices = _choices(flight.parts, owners)
-        sheet = write_sheet(flight.parts, self.cache.page_size) if flight.parts else None
+        flight = Flight(ordered(step.parts), step)
+        if flight.parts:
+            flight.sheet = write_sheet(flight.parts, self.cache.page_size)
+            flight.asked = list(_asked(flight.parts, owners))
+            flight.readings = list(_readings(flight.parts, owners))
+            flight.choices = _choices(flight.parts, owners)
+            if self._latest is not None and flight.sheet.unknown:
+                flight.lanes = [part.sequence.lane for part in flight.parts]
         if self._team is not None:
-            self._team.tell(StepOrder.of(step.chores, sheet, self._rows(flight, owners)))
-        do_chores(self.cache, step.chores)
-        if sheet is None:
-            return flight
-        lanes = None
-        if self._latest is not None and sheet.numbers[: sum(sheet.counts)].min() < 0:
-            lanes = [p.sequence.lane for p in flight.parts]
-        device = self._loaded.device
-        batch = sheet.batch(page_size=self.cache.page_size, device=device, latest=self._latest, lanes=lanes)
-        began = time.perf_counter()
-        hidden = self._model(batch, self.cache)
-        self._read_prompts(flight, hidden, owners)
-        self._read_vectors(flight, hidden, owners)
-        if flight.choices:
-            self._choose(flight, hidden)
-        self.seconds += time.perf_counter() - began
+            with self._team.together():
+                rows = flight.rows(self._loaded.config.vocabulary)
+                self._team.tell(StepOrder.of(step.chores, flight.sheet, rows))
+        if self._team is None or not self._team.stages > 1:
+            self._run(flight)
         return flight
 
-    def _rows(self, flight: Flight, owners: Owners) -> Rows:
-        """The rows that logits are made of, call by call, as `_launch` makes them."""
-        calls: Rows = []
-        for part, first, _ in self._asking(flight, owners):
-            following = min(part.end + 1, part.sequence.prompt) - part.start - 1
-            for some in chunks(following, self._loaded.config.vocabulary):
-                calls.append([first + i for i in some])
-        row = 0
-        for part in flight.parts:
-            row += part.count
-            owner = owners[part.sequence]
-            if isinstance(owner, Reading) and part.heirs and owner.words:
-                calls.append([row - 1])
-        rows = list(dict.fromkeys(c.row for c in flight.choices))
-        return [*calls, rows] if rows else calls
+    def _run(self, flight: Flight) -> None:
+        """Let the model be at work on it; of several stages, those before this one have begun already."""
+        flight.done = True
+        began = time.perf_counter()
+        with nullcontext() if self._team is None else self._team.together():
+            do_chores(self.cache, flight.step.chores)
+            if flight.sheet is not None:
+                self._read(flight, flight.sheet)
+        self.seconds += time.perf_counter() - began
 
-    def _asking(self, flight: Flight, owners: Owners) -> Iterator[tuple[Part, int, int]]:
-        """(part, its first row, its number), of those whose prompts' log-probabilities are asked for."""
-        row = 0
-        for p, part in enumerate(flight.parts):
-            first, row = row, row + part.count
-            owner = owners[part.sequence]
-            if isinstance(owner, Reading) or part.sequence.number or part.start >= part.sequence.prompt - 1:
-                continue
-            if owner.request.params.prompt_logprobs is not None:
-                yield part, first, p
+    def _read(self, flight: Flight, sheet: Sheet) -> None:
+        batch = sheet.batch(
+            page_size=self.cache.page_size,
+            device=self._loaded.device,
+            latest=self._latest,
+            lanes=flight.lanes,
+        )
+        hidden = self._model(batch, self.cache)
+        for one in flight.asked:
+            flight.prompts[one.part] = prompt_logprobs(
+                hidden[one.first : one.first + len(one.following)],
+                self._loaded.model.logits,
+                one.following,
+                one.top,
+                self._loaded.spelled,
+                vocabulary=self._loaded.config.vocabulary,
+            )
+        for part, row, reading in flight.readings:
+            flight.vectors[part] = meaning(self._loaded, hidden[row], reading)
+        if flight.choices:
+            self._choose(flight, hidden)
 
     @torch.inference_mode()
     def collect(self, flight: Flight) -> list[Result]:
         """What the step brought, part by part; the one place that waits for the device."""
+        if not flight.done:
+            self._run(flight)
         began = time.perf_counter()
         made: list[int] = [] if flight.tokens is None else flight.tokens.tolist()
         shares = self._logprobs(flight)
@@ -223,27 +246,27 @@ class Runner:
         )
         return dict(zip(tops, found, strict=True))
 
-    def _read_prompts(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
-        for part, first, p in self._asking(flight, owners):
-            owner = owners[part.sequence]
-            assert isinstance(owner, Answer)
-            following = part.sequence.tokens[part.start + 1 : min(part.end + 1, part.sequence.prompt)]
-            flight.prompts[p] = prompt_logprobs(
-                hidden[first : first + len(following)],
-                self._loaded.model.logits,
-                following,
-                owner.request.params.prompt_logprobs or 0,
-                self._loaded.spelled,
-                vocabulary=self._loaded.config.vocabulary,
-            )
 
-    def _read_vectors(self, flight: Flight, hidden: Tensor, owners: Owners) -> None:
-        row = 0
-        for p, part in enumerate(flight.parts):
-            row += part.count
-            owner = owners[part.sequence]
-            if isinstance(owner, Reading) and part.heirs:
-                flight.vectors[p] = meaning(self._loaded, hidden[row - 1], owner)
+def _asked(parts: list[Part], owners: Owners) -> Iterator[_Asked]:
+    row = 0
+    for p, part in enumerate(parts):
+        first, row = row, row + part.count
+        owner, sequence = owners[part.sequence], part.sequence
+        if isinstance(owner, Reading) or sequence.number or part.start >= sequence.prompt - 1:
+            continue
+        top = owner.request.params.prompt_logprobs
+        if top is not None:
+            following = sequence.tokens[part.start + 1 : min(part.end + 1, sequence.prompt)]
+            yield _Asked(p, first, list(following), top)
+
+
+def _readings(parts: list[Part], owners: Owners) -> Iterator[tuple[int, int, Reading]]:
+    row = 0
+    for p, part in enumerate(parts):
+        row += part.count
+        owner = owners[part.sequence]
+        if isinstance(owner, Reading) and part.heirs:
+            yield p, row - 1, owner
 
 
 def _choices(parts: list[Part], owners: Owners) -> list[_Choice]:

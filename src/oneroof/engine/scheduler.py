@@ -1,7 +1,8 @@
 """What the next batch is made of: who reads how many tokens, into which pages.
 
-First come, first served, without starvation. Every running sequence gets a row of each step; what is left of
-the step goes to prompts, half of it at a time, so that a long prompt does not hold up short ones behind it.
+First come, first served, without starvation. Every running sequence gets a row of each step, or of one in
+turn where there are stages; what is left of the step goes to prompts, half of it at a time, so that a long
+prompt does not hold up short ones behind it.
 When pages run out, the youngest sequence gives its own back and is computed anew later. No tensors: the
 scheduler knows numbers alone, and never what a token says. Several steps may be in flight; each is collected
 once, in the order in which they were made.
@@ -54,9 +55,19 @@ class Scheduler:
     """Sequences that wait and sequences that run, over the pages of one allocator."""
 
     def __init__(
-        self, pages: int, *, page_size: int, max_batch: int, max_batch_tokens: int, poison: bool = False
+        self,
+        pages: int,
+        *,
+        page_size: int,
+        max_batch: int,
+        max_batch_tokens: int,
+        poison: bool = False,
+        stages: int = 1,
     ) -> None:
-        """`poison`: each page that becomes nobody's is made unreadable by a chore."""
+        """`poison`: each page that becomes nobody's is made unreadable by a chore. `stages`: the running
+        sequences are shared out over so many steps, which are in flight together.
+        """
+        self._stages = stages
         self.allocator = Allocator(pages, self._poison if poison else None)
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
@@ -118,7 +129,10 @@ class Scheduler:
         """The next batch; None where nobody can go on before a batch in flight is collected."""
         begun = self.preemptions
         rows: dict[Sequence, int] = {}
+        most = -(-len(self.running) // self._stages)
         for sequence in list(self.running):  # the oldest first: those it preempts are behind it
+            if len(rows) == most:
+                break
             if sequence.ready and self._hold(sequence, 1, preempt=True):
                 rows[sequence] = 1
         wished = sum(map(self._wish, rows))

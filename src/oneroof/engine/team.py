@@ -6,8 +6,10 @@ take part in a sum leaves all of them waiting.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -43,6 +45,11 @@ class Team:
         hang(loaded.model, joint, loaded.config.vocabulary)
         self.model: Model = loaded.model if joint.mesh.pp == 1 else Stage(loaded.model, joint)
 
+    @property
+    def stages(self) -> int:
+        """How many there are in a row: so many batches may be in flight."""
+        return self.joint.mesh.pp
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What happens inside happens on all ranks; whatever fails there is a `RankLost`."""
@@ -72,12 +79,33 @@ class Team:
     def follow(self) -> None:
         """Do as told until the end. Raises RankLost."""
         cache = cache_of(self._loaded, self._options, self.room.pages)
-        while True:
-            order = unpack(self.joint.hear())
-            if isinstance(order, End):
-                return
+        for order in self._orders():
             with self.together():
                 self._obey(order, cache)
+
+    def _orders(self) -> Iterator[Order]:
+        """Until the end. Where there are stages, orders are heard while the one before is obeyed."""
+        if self.stages == 1:
+            while not isinstance(order := unpack(self.joint.hear()), End):
+                yield order
+            return
+        heard: SimpleQueue[Order | RankLost] = SimpleQueue()
+
+        def listen() -> None:
+            try:
+                while True:
+                    order = unpack(self.joint.hear())
+                    heard.put(order)
+                    if isinstance(order, End):
+                        return
+            except RankLost as error:
+                heard.put(error)
+
+        threading.Thread(target=listen, name="orders", daemon=True).start()
+        while not isinstance(found := heard.get(), End):
+            if isinstance(found, RankLost):
+                raise found
+            yield found
 
     def _obey(self, order: Order, cache: KVCache) -> None:
         rows: Rows = []
