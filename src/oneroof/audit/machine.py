@@ -1,6 +1,8 @@
-"""What this machine gives at this moment, measured in half a second: what a plan for it counts with."""
+"""What this machine gives at this moment, measured in a second: what a plan for it counts with."""
 
 from __future__ import annotations
+
+import statistics
 
 import torch
 
@@ -10,6 +12,7 @@ from oneroof.device import cpu_features, memory, natural_dtype, use_threads
 from oneroof.ops.cpu import backend
 from oneroof.ops.cpu.probe import multiply_add_rate, read_rate
 
+_PROBES = 5  # of which the median counts: others on the machine come and go
 # What our kernels reach, fitted to docs/log.md's figures as `speed.py` says: of the rate at which memory is
 # read, and of float32 multiply-adds from registers, where the CPU has instructions for such weights.
 _REACH = {"w8a16": 0.95, "w8a8-dynamic": 0.9, "w4a16": 0.75}
@@ -46,9 +49,12 @@ def measured(storage: Storage) -> Rates:
     """Of this CPU; its ranks talk over the memory. Unknown without the native kernels."""
     use_threads("auto")
     backend.take_threads()
-    bandwidth, peak = read_rate(), multiply_add_rate()
-    if bandwidth is None or peak is None:
+    found = [(read_rate(2), multiply_add_rate(2)) for _ in range(_PROBES)]
+    reads = [rate for rate, _ in found if rate is not None]
+    peaks = [rate for _, rate in found if rate is not None]
+    if not reads or not peaks:
         return Rates(bandwidth=None, arithmetic=None, link=None)
+    bandwidth, peak = statistics.median(reads), statistics.median(peaks)
     word = storage.dtype if storage.quantization == "none" else storage.quantization
     return Rates(
         bandwidth=bandwidth * _REACH.get(word, 1.0),
