@@ -264,8 +264,8 @@ def test_speeds_are_those_that_were_measured(
     read = reads(config, alone[0], storage, tokens=batch, texts=batch, positions=152, seen=152)
     bandwidth = (read.weights + read.cache) / (floor * batch / rate)  # which the share of the floor tells
     monkeypatch.setattr(machine, "cpu_features", lambda: ("avx512_bf16", "avx512_vnni"))
-    monkeypatch.setattr(machine, "read_rate", lambda times: bandwidth)
-    monkeypatch.setattr(machine, "multiply_add_rate", lambda times: 235e9)  # of that machine when it is quiet
+    monkeypatch.setattr(machine, "read_rate", lambda: bandwidth)
+    monkeypatch.setattr(machine, "multiply_add_rate", lambda: 235e9)  # of that machine when it is quiet
     rates = machine.measured(storage)
     decode = step(config, ALONE, alone, storage, rates, tokens=batch, texts=batch, positions=152, seen=152)
     prefill = step(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 import torch
 
 from oneroof.audit.memory import Storage
@@ -12,7 +10,7 @@ from oneroof.device import cpu_features, memory, natural_dtype, use_threads
 from oneroof.ops.cpu import backend
 from oneroof.ops.cpu.probe import multiply_add_rate, read_rate
 
-_PROBES = 5  # of which the median counts: others on the machine come and go
+_PROBES = 3  # of which the best counts: whatever else runs here makes it slower, and never quicker
 # What our kernels reach, fitted to docs/log.md's figures as `speed.py` says: of the rate at which memory is
 # read, and of float32 multiply-adds from registers, where the CPU has instructions for such weights.
 _REACH = {"w8a16": 0.95, "w8a8-dynamic": 0.9, "w4a16": 0.75}
@@ -49,12 +47,11 @@ def measured(storage: Storage) -> Rates:
     """Of this CPU; its ranks talk over the memory. Unknown without the native kernels."""
     use_threads("auto")
     backend.take_threads()
-    found = [(read_rate(2), multiply_add_rate(2)) for _ in range(_PROBES)]
-    reads = [rate for rate, _ in found if rate is not None]
-    peaks = [rate for _, rate in found if rate is not None]
-    if not reads or not peaks:
+    bandwidth = peak = 0.0
+    for _ in range(_PROBES):
+        bandwidth, peak = max(bandwidth, read_rate() or 0.0), max(peak, multiply_add_rate() or 0.0)
+    if not bandwidth or not peak:
         return Rates(bandwidth=None, arithmetic=None, link=None)
-    bandwidth, peak = statistics.median(reads), statistics.median(peaks)
     word = storage.dtype if storage.quantization == "none" else storage.quantization
     return Rates(
         bandwidth=bandwidth * _REACH.get(word, 1.0),
