@@ -82,8 +82,8 @@ class Meeting:
         self.barrier.wait(30)
         return found
 
-    def total(self, rank: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.stack(self.all(rank, x)).sum(0)
+    def total(self, rank: int) -> Callable[[Tensor, torch.dtype], Tensor]:
+        return lambda x, dtype: torch.stack(self.all(rank, x)).sum(0).to(dtype)
 
     def side_by_side(self, rank: int) -> Callable[[Tensor], Tensor]:
         return lambda x: torch.cat(self.all(rank, x), dim=-1)

@@ -63,8 +63,9 @@ class Attention(nn.Module):
             angles.query_scale,
         )
         out = ops.attention(q, k, v, batch, cache, self.window, self.causal)
-        mixed: Tensor = self.output(out.flatten(1))
-        return mixed if self.join is None else self.join(mixed)
+        flat = out.flatten(1)
+        mixed: Tensor = self.output(flat, None if self.join is None else torch.float32)
+        return mixed if self.join is None else self.join(mixed, x_TD.dtype)
 
     def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `self_attn`."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oneroof import ops
-from oneroof.layers.format import Format, Join, Place, Rows, emptied
+from oneroof.layers.format import Format, Gather, Join, Place, Rows, emptied
 from oneroof.layout import Span
 
 
@@ -18,7 +18,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.rows = rows
         self.join: Join | None = None  # of vectors, where other ranks have the other rows
-        self.gather: Join | None = None  # of logits
+        self.gather: Gather | None = None  # of logits
         self.weight = nn.Parameter(torch.empty(len(rows), dim, dtype=dtype, device=device))
         self.format: Format | None = None
 
@@ -40,7 +40,7 @@ class Embedding(nn.Module):
         rows = self.rows
         mine = (tokens_T >= rows.start) & (tokens_T < rows.stop)
         found = self._lookup((tokens_T - rows.start).clamp(0, len(rows) - 1))
-        return self.join(found.where(mine[:, None], 0.0))
+        return self.join(found.where(mine[:, None], 0.0), found.dtype)
 
     def _lookup(self, tokens_T: Tensor) -> Tensor:
         if self.format is not None:

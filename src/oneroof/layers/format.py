@@ -46,10 +46,17 @@ class Format(ABC):
 
     @abstractmethod
     def mix(
-        self, x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, down: Format, first: int = 0
+        self,
+        x_TD: Tensor,
+        weights_Tk: Tensor,
+        chosen_Tk: Tensor,
+        down: Format,
+        *,
+        first: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """The mixture of which this is gate and up of the experts from `first` on, and `down` what follows;
-        [T, D].
+        [T, D] in `dtype`, or x's.
         """
 
     @abstractmethod
@@ -101,7 +108,8 @@ class Rows:
 
 
 Place = Tensor | Rows  # where a checkpoint's tensor goes
-Join = Callable[[Tensor], Tensor]  # what makes a rank's addend, or its share of columns, the whole
+Join = Callable[[Tensor, torch.dtype], Tensor]  # makes ranks' float32 addends a sum of that type
+Gather = Callable[[Tensor], Tensor]  # makes a rank's columns all there are
 
 
 def emptied(weight: nn.Parameter) -> nn.Parameter:

@@ -33,11 +33,11 @@ class Segment(nn.Module):
         assert (format.rows, format.dim) == tuple(self.weight.shape)
         self.format, self.weight = format, emptied(self.weight)
 
-    def forward(self, x_TK: Tensor) -> Tensor:
-        """[T, K] -> [T, N]."""
+    def forward(self, x_TK: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[T, K] -> [T, N] in `dtype`, or x's."""
         if self.format is not None:
-            return self.format.linear(x_TK, self.bias, x_TK.dtype)
-        return ops.linear(x_TK, self.weight, self.bias)
+            return self.format.linear(x_TK, self.bias, dtype or x_TK.dtype)
+        return ops.linear(x_TK, self.weight, self.bias).to(dtype or x_TK.dtype)
 
     def gated(self, x_TK: Tensor) -> Tensor:
         """``silu(g) * u`` of the two halves of the product, [T, N / 2]."""
@@ -79,12 +79,12 @@ class Linear(nn.Module):
         groups = [dict(parts)] if fused else [{name: rows} for name, rows in parts.items()]
         self.segments = nn.ModuleList(Segment(dim, group, bias, dtype, device) for group in groups)
 
-    def forward(self, x_TK: Tensor) -> Tensor:
-        """[T, K] -> [T, N], the parts side by side."""
+    def forward(self, x_TK: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[T, K] -> [T, N] in `dtype`, or x's, the parts side by side."""
         if len(self.segments) == 1:
-            out: Tensor = self.segments[0](x_TK)
+            out: Tensor = self.segments[0](x_TK, dtype)
             return out
-        return torch.cat([segment(x_TK) for segment in self.segments], dim=-1)
+        return torch.cat([segment(x_TK, dtype) for segment in self.segments], dim=-1)
 
     def gated(self, x_TK: Tensor) -> Tensor:
         """``silu(g) * u`` of two parts of equal height, [T, N / 2]."""

@@ -32,10 +32,11 @@ class MLP(nn.Module):
         self.gate_up = Linear(dim, parts, bias=bias, dtype=dtype, device=device, fused=fused)
         self.down = Linear(width, {"down_proj": dim}, bias=bias and leads, dtype=dtype, device=device)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
-        out: Tensor = self.down(self.gate_up.gated(x_TD))
-        return out if self.join is None else self.join(out)
+    def forward(self, x_TD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[T, D] -> [T, D] in `dtype`, or x's."""
+        wide = dtype if self.join is None else torch.float32
+        out: Tensor = self.down(self.gate_up.gated(x_TD), wide)
+        return out if self.join is None else self.join(out, dtype or x_TD.dtype)
 
     def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `mlp`."""

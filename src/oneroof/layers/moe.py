@@ -107,15 +107,17 @@ class MoE(nn.Module):
         """[T, D] -> [T, D]."""
         routing: Routing = self.router(x_TD)
         weights, chosen = routing.weights, routing.chosen
+        dtype = None if self.join is None else torch.float32
         if self.gate_up_format is not None and self.down_format is not None:
-            out = self.gate_up_format.mix(x_TD, weights, chosen, self.down_format, self.mine.start)
+            first, down = self.mine.start, self.down_format
+            out = self.gate_up_format.mix(x_TD, weights, chosen, down, first=first, dtype=dtype)
         else:
-            first = None if self.all else self.mine.start
-            out = ops.mixture(x_TD, weights, chosen, self.gate_up, self.down, first)
+            start = None if self.all else self.mine.start
+            out = ops.mixture(x_TD, weights, chosen, self.gate_up, self.down, start).to(dtype or x_TD.dtype)
         if self.shared is not None:
-            gate = self.shared_gate(x_TD) if self.shared_gate is not None else None
-            out = ops.blend(out, self.shared(x_TD), gate)
-        return out if self.join is None else self.join(out)
+            gate = self.shared_gate(x_TD, dtype) if self.shared_gate is not None else None
+            out = ops.blend(out, self.shared(x_TD, dtype), gate)
+        return out if self.join is None else self.join(out, x_TD.dtype)
 
     def tensors(self) -> Iterator[tuple[str, Place]]:
         """The checkpoint's tensors, by their names within the layer's `mlp`."""

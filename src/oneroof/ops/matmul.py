@@ -62,11 +62,12 @@ def mix(
     how: Input,
     inner: Input,
     first: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D] in x's dtype.
+    """``y_t = sum_j w_tj * down_c(swiglu(gate_up_c(x_t)))`` with ``c = chosen_tj``; [T, D].
 
-    `how` is how x is read, `inner` how what goes into `down`. A token's sum goes in the order of its choices.
-    Experts are counted from `first`, and a choice of one that is not here adds nothing.
+    In `dtype`, or x's. `how` is how x is read, `inner` how what goes into `down`. A token's sum goes in the
+    order of its choices. Experts are counted from `first`, and a choice of one that is not here adds nothing.
     """
     tokens, k = chosen_Tk.shape
     out_TkD = x_TD.new_zeros(tokens, k, down.rows, dtype=torch.float32)
@@ -76,7 +77,7 @@ def mix(
         gate, up = _product(x_TD[token], gate_up, expert, None, how, torch.float32).chunk(2, dim=-1)
         hidden = F.silu(gate) * up
         out_TkD[token, choice] = _product(hidden.to(x_TD.dtype), down, expert, None, inner, torch.float32)
-    return (out_TkD * weights_Tk[:, :, None]).sum(1).to(x_TD.dtype)
+    return (out_TkD * weights_Tk[:, :, None]).sum(1).to(dtype or x_TD.dtype)
 
 
 @op

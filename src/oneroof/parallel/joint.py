@@ -29,11 +29,11 @@ class Joint:
         """This rank schedules and chooses tokens."""
         return self.mesh.rank == self.mesh.driver
 
-    def total(self, x_TD: Tensor) -> Tensor:
-        """The sum of the lanes' x."""
+    def total(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of the lanes' x, in `dtype`."""
         if self.board is not None and self.board.serves(x_TD):
-            return self.board.total(x_TD)
-        return self.mesh.total(x_TD)
+            return self.board.total(x_TD, dtype)
+        return self.mesh.total(x_TD).to(dtype)
 
     def side_by_side(self, x_RN: Tensor, whole: int, each: int) -> Tensor:
         """The lanes' columns of float32 rows, for the one that leads; others get theirs back."""

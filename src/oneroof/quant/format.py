@@ -99,12 +99,19 @@ class Kept(Format):
         return ops.gated_matmul(x_TK, self.matrix, bias_N, self.recipe.input)
 
     def mix(
-        self, x_TD: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, down: Format, first: int = 0
+        self,
+        x_TD: Tensor,
+        weights_Tk: Tensor,
+        chosen_Tk: Tensor,
+        down: Format,
+        *,
+        first: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """The mixture of which this is gate and up, and `down` what follows."""
         assert isinstance(down, Kept)
         how, inner = self.recipe.input, down.recipe.input
-        return ops.mix(x_TD, weights_Tk, chosen_Tk, self.matrix, down.matrix, how, inner, first)
+        return ops.mix(x_TD, weights_Tk, chosen_Tk, self.matrix, down.matrix, how, inner, first, dtype)
 
     def lookup(self, tokens_T: Tensor, dtype: torch.dtype) -> Tensor:
         """[T, K] the rows of these tokens."""

@@ -42,10 +42,12 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         wanted = parts[0].float()
         for part in parts[1:]:
             wanted = wanted + part.float()
-        found = board.total(parts[rank])
+        found = board.total(parts[rank], dtype)
         assert torch.equal(found.nan_to_num(9.0), wanted.to(dtype).nan_to_num(9.0)), (dtype, shape)
+        wide = board.total(parts[rank].float(), dtype)
+        assert torch.equal(wide.nan_to_num(9.0), found.nan_to_num(9.0))
         spread = torch.cat([parts[rank], parts[rank]], dim=1)[:, : shape[1]]
-        assert torch.equal(board.total(spread).nan_to_num(9.0), found.nan_to_num(9.0))
+        assert torch.equal(board.total(spread, dtype).nan_to_num(9.0), found.nan_to_num(9.0))
 for rows, whole in ((0, 10), (1, 10), (3, 1001), (40, 50000), (2, ranks * 16)):
     each = -(-whole // ranks)
     full = drawn(7, (rows, whole), torch.float32).nan_to_num(3.0)
@@ -87,7 +89,7 @@ def test_nobody_waits_for_the_dead() -> None:
     timer = threading.Timer(0.3, board.end)
     timer.start()
     began = time.monotonic()
-    board.total(torch.ones(2, 4))
+    board.total(torch.ones(2, 4), torch.float32)
     assert board.ended and time.monotonic() - began < 2
     assert board.hear(1) is None
     board.tell(b"to nobody")

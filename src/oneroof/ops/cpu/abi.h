@@ -156,7 +156,7 @@ struct Total {  // over the ranks of a board
   const void* x;  // [T, D]
   void* out;      // [T, D]
   int64_t tokens, dim;
-  int32_t type;
+  int32_t x_type, out_type;
 };
 
 struct Columns {  // of the ranks of a board, side by side

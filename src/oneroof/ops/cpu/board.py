@@ -69,11 +69,11 @@ class Board:
         """Whether `total` takes it."""
         return x.is_cpu and x.dtype in _FLOATS and x.dim() == 2
 
-    def total(self, x_TD: Tensor) -> Tensor:
-        """The sum of all ranks' x, rounded once."""
+    def total(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of all ranks' x in `dtype`, rounded once."""
         x = x_TD.contiguous()
-        out = torch.empty_like(x)
-        call = Total(self._address, x.data_ptr(), out.data_ptr(), *x.shape, KINDS[x.dtype])
+        out = torch.empty(x.shape, dtype=dtype)
+        call = Total(self._address, x.data_ptr(), out.data_ptr(), *x.shape, KINDS[x.dtype], KINDS[dtype])
         launch("oneroof_total", call, self)
         return out
 

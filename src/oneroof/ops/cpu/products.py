@@ -49,6 +49,7 @@ def mix(
     how: Input,
     inner: Input,
     first: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor | Declined:
     """As `ops.mix`."""
     panels = gate_up.layout == down.layout == "panels" and down.dim % LANES == 0
@@ -60,12 +61,12 @@ def mix(
     ):
         return DECLINED
     tokens, k = chosen_Tk.shape
-    out = torch.empty(tokens, down.rows, dtype=x_TD.dtype)
+    out = torch.empty(tokens, down.rows, dtype=dtype or x_TD.dtype)
     weights, chosen = weights_Tk.float().contiguous(), chosen_Tk.contiguous()
     mixture = Mixture(
         *(_weight(gate_up), _weight(down), x_TD.data_ptr(), out.data_ptr()),
         *(weights.data_ptr(), chosen.data_ptr(), first, tokens, k, x_TD.stride(0), down.rows),
-        *(KINDS[x_TD.dtype], KINDS[x_TD.dtype], _HOW[how.kind], how.scale, inner.scale),
+        *(KINDS[x_TD.dtype], KINDS[out.dtype], _HOW[how.kind], how.scale, inner.scale),
     )
     launch("oneroof_mixture", mixture, gate_up, down)
     return out

@@ -27,16 +27,16 @@ inline void in_pieces(int64_t count, const Fn& fn) {  // fn(begin, end)
 inline void add_up(const Total& t, const Board& b, uint32_t turn, int64_t first, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += LANES) {
     int n = lanes_of(end - i);
-    F y = load_as(b.place(0, turn), i, t.type, n);
-    for (int64_t r = 1; r < b.ranks; r++) y = add(y, load_as(b.place(r, turn), i, t.type, n));
-    store_as(t.out, first + i, t.type, y, n);
+    F y = load_as(b.place(0, turn), i, t.x_type, n);
+    for (int64_t r = 1; r < b.ranks; r++) y = add(y, load_as(b.place(r, turn), i, t.x_type, n));
+    store_as(t.out, first + i, t.out_type, y, n);
   }
 }
 
 inline void total(const Total& t) {
   Call call;
   Board& b = *t.board;
-  int64_t size = t.type == FLOAT32 ? 4 : 2, all = t.tokens * t.dim, most = b.slot / size / LANES * LANES;
+  int64_t size = t.x_type == FLOAT32 ? 4 : 2, all = t.tokens * t.dim, most = b.slot / size / LANES * LANES;
   for (int64_t first = 0; first < all; first += most) {
     int64_t count = std::min(most, all - first);
     auto turn = static_cast<uint32_t>(++b.turn);

@@ -256,7 +256,8 @@ class Total(Structure):
         ("out", c_void_p),
         ("tokens", c_int64),
         ("dim", c_int64),
-        ("type", c_int32),
+        ("x_type", c_int32),
+        ("out_type", c_int32),
     ]
 
 
