@@ -164,6 +164,7 @@ def write_on(
             for spec in ordered[whole:]:
                 for slab in slabs(spec.name):
                     file.write(_bytes(slab))
+                    del slab  # before the next one comes
                 done += spec.bytes
                 assert file.tell() == len(header) + done, spec
                 if report is not None:

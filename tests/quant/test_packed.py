@@ -14,6 +14,8 @@ import torch
 from native_kernels import with_kernels
 
 from oneroof import load
+from oneroof.export.ranks import shard
+from oneroof.layout import Grid
 from oneroof.load import Loaded
 
 PROMPT = [[1, 2, 3, 4, 5, 6, 7]]
@@ -99,3 +101,18 @@ def test_a_folder_that_cannot_be_written_is_no_failure(
     (folder / ".oneroof").write_text("a file in the way")
     again(folder).logits(PROMPT)
     assert "keeps no packed weights" in caplog.text
+
+
+def test_of_a_sharded_folder_the_file_of_every_rank_counts(folder: Path, tmp_path: Path) -> None:
+    expected = load(folder, device="cpu").logits(PROMPT)[0]
+    shard(folder, tmp_path / "cut", Grid(tp=2))
+    assert torch.equal(again(tmp_path / "cut").logits(PROMPT)[0], expected)
+    for rank in range(2):
+        path = tmp_path / "cut" / f"rank_{rank}" / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 0x40
+        path.write_bytes(data)
+        before = expected
+        expected = load(tmp_path / "cut", device="cpu").logits(PROMPT)[0]
+        assert not torch.equal(before, expected)
+        assert torch.equal(again(tmp_path / "cut").logits(PROMPT)[0], expected)

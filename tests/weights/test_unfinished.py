@@ -307,7 +307,7 @@ def test_without_room_nothing_is_begun(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"out needs 0\.0 GB, 0\.0 GB are free there; make room"):
+    with pytest.raises(UserError, match=r"out needs 0\.\d+ GB, 0\.0001 GB are free there; make room"):
         shard(checkpoint("qwen2"), tmp_path / "new" / "out", Grid(tp=2))
     assert not (tmp_path / "new").exists()
 
@@ -385,7 +385,7 @@ def test_of_the_largest_tensor_no_second_copy_is_in_memory(checkpoint: Checkpoin
     ran = subprocess.run(run, check=True, capture_output=True, text=True, env=os.environ | SOURCE)
     cut, again, joined = map(int, ran.stdout.split())
     assert largest == 12288 * 1024 * 4
-    constant = 40_000_000  # bytes: what is read and written at once, twice, and the journal's JSON
+    constant = 16_000_000  # bytes: what is written at once, twice
     assert cut < largest + constant and again < largest + constant and joined < largest + constant
     assert_same(
         load_file(tmp_path / "whole" / "model.safetensors"),

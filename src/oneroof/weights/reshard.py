@@ -20,7 +20,7 @@ from oneroof.weights.stored import Weights
 from oneroof.weights.unfinished import File
 from oneroof.weights.window import Tile, joined, slabs, whole
 
-_AT_ONCE = 1 << 24  # bytes that are read and written at once
+_AT_ONCE = 1 << 23  # bytes that are read and written at once
 
 
 def divide(

@@ -197,7 +197,7 @@ def _boot() -> str:
 def _check_room(out: Path, size: int) -> None:
     free = shutil.disk_usage(out).free
     if free < size:
-        raise UserError(f"{out} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; make room")
+        raise UserError(f"{out} needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free there; make room")
 
 
 def _copy(source: Path, target: Path) -> None:
