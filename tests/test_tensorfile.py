@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oneroof.errors import UserError
-from oneroof.tensorfile import DTYPES, INDEX, Spec, TensorFile, replacing, write, write_shards
+from oneroof.tensorfile import (
+    DTYPES,
+    INDEX,
+    Spec,
+    TensorFile,
+    locked,
+    replacing,
+    unfinished,
+    write,
+    write_on,
+    write_shards,
+    written,
+)
 
 FLOAT = torch.float32
 
@@ -262,3 +274,57 @@ def test_an_unwritable_place_is_one_clear_line(tmp_path: Path) -> None:
         raise AssertionError("not reached")
     with pytest.raises(UserError, match="cannot be made"):
         write_shards(tmp_path / "file" / "folder", [], lambda name: torch.ones(1), limit=1)
+
+
+# Going on.
+
+
+def test_wherever_a_file_was_torn_it_is_gone_on_with_behind_its_last_whole_tensor(tmp_path: Path) -> None:
+    tensors = {"a": random(torch.int64, 3), "b": random(torch.float32, 2, 4), "c": random(torch.uint8, 5)}
+    tensors |= {"none": random(torch.uint8, 0, 2), "d": random(torch.uint8, 2)}
+    specs = [spec(name, x) for name, x in tensors.items()]
+    write(tmp_path / "clean", specs, tensors.__getitem__)
+    clean, path = (tmp_path / "clean").read_bytes(), tmp_path / "x"
+    sizes = [tensor.nbytes for tensor in tensors.values()]
+    for length in range(len(clean) + 1):
+        unfinished(path).write_bytes(clean[:length] + b"!" * (length % 3 == 0 and length == len(clean)))
+        asked: list[str] = []
+
+        def slabs(name: str, asked: list[str] = asked) -> list[Tensor]:
+            asked.append(name)
+            return [*tensors[name].split(1)]
+
+        write_on(path, specs, slabs)
+        assert path.read_bytes() == clean and written(path, specs) and not unfinished(path).exists()
+        kept = length - (len(clean) - sum(sizes))
+        whole = sum(kept >= sum(sizes[: i + 1]) for i in range(len(sizes))) if kept >= 0 else 0
+        assert asked == list(tensors)[whole:]
+
+
+def test_what_began_otherwise_or_is_not_trusted_is_written_anew(tmp_path: Path) -> None:
+    tensor, path, asked = torch.ones(4), tmp_path / "x", []
+    write(tmp_path / "other", [spec("y", tensor)], lambda _: tensor)
+    for kept, name in ((True, "y"), (False, "x")):
+        write(tmp_path / name, [spec(name, tensor)], lambda _: tensor * 2)
+        (tmp_path / name).rename(unfinished(path))
+
+        def slabs(name: str) -> list[Tensor]:
+            asked.append(name)
+            return [tensor]
+
+        write_on(path, [spec("x", tensor)], slabs, kept=kept)
+        assert torch.equal(TensorFile(path).read("x"), tensor)
+    assert asked == ["x", "x"]
+    assert not written(path, [spec("x", torch.ones(5))]) and not written(path, [spec("z", tensor)])
+    assert not written(tmp_path / "nowhere", [])
+
+
+def test_a_folder_is_locked_for_one(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="is being written by another command"),
+        locked(tmp_path),
+    ):
+        raise AssertionError
+    with locked(tmp_path):
+        assert True
