@@ -43,7 +43,8 @@ def same(one: list[Output], many: list[Output]) -> None:
             assert left.finish_reason == right.finish_reason != "error", (left.error, right.error)
             for mine, other in zip(left.logprobs or (), right.logprobs or (), strict=True):
                 assert mine.keys() == other.keys()
-                assert all(abs(mine[t].logprob - other[t].logprob) < 1e-5 for t in mine)
+                for token in mine:
+                    assert mine[token].logprob == pytest.approx(other[token].logprob, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, {"tp": 3}, {"ep": 2}, {"tp": 4, "ep": 2}], ids=str)
