@@ -19,7 +19,11 @@ from rank_engines import assembled, intake_of, served
 from oneroof import LLM, SamplingParams
 from oneroof.comm.crew import Crew
 from oneroof.engine import ranks
+from oneroof.engine.blocking import BlockingEngine
+from oneroof.engine.options import EngineOptions
+from oneroof.engine.remote import EngineDied
 from oneroof.engine.request import Output
+from oneroof.engine.wire import Load
 from oneroof.errors import RankLost, UserError
 
 LONG = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
@@ -226,3 +230,22 @@ def nothing_is_left() -> Iterator[None]:
     assert ranks.joined() is None
     if shared.exists():
         assert set(shared.glob("oneroof-*")) <= before
+
+
+def test_an_engine_in_a_process_of_its_own_has_ranks(checkpoint: Callable[..., Path]) -> None:
+    folder, options = checkpoint("qwen2"), EngineOptions(max_model_len=96)
+    facts: dict[str, object] = {"dtype": "float32", "device": "cpu", "bind_cpu": False, "options": options}
+    order = Load(model=str(folder), tp=2, **facts)  # type: ignore[arg-type]
+    with llm_of(folder) as llm, BlockingEngine.start(order) as engine:
+        (request,) = llm._intake.requests([[5, 6]], LONG)
+        children = Path(f"/proc/{engine.pid}/task/{engine.pid}/children").read_text().split()
+        assert engine.generate(request).token_ids == llm.generate([[5, 6]], LONG)[0].token_ids
+        rank = next(int(pid) for pid in children if "engine.ranks" in _words(pid))
+        os.kill(rank, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="was killed by SIGKILL"):
+            engine.generate(request)
+    assert gone([int(pid) for pid in children])
+
+
+def _words(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()

@@ -328,15 +328,12 @@ class LLM:
                 self._boxes.pop(key, None)
 
     def _step(self, engine: Engine) -> list[tuple[int, Event]]:
-        """A step, or why there can be none any more."""
+        """A step; where a rank was lost, the last one."""
         try:
             return engine.step()
-        except RankLost as error:
-            made = self._assembled
-            assert made is not None
-            why = made.why(error)
+        except RankLost:
             self.close()
-            raise why from error
+            raise
 
 
 def _runs(loaded: Loaded, options: EngineOptions, engine: str) -> tuple[PlainLoop | Engine, int]:

@@ -67,11 +67,6 @@ class Assembled:
             team.end()
         leave()
 
-    def why(self, error: RankLost) -> RankLost:
-        """`error`, or what is known of the rank that died first."""
-        told = None if self.crew is None else self.crew.await_loss()
-        return error if told is None else RankLost(told)
-
 
 def grid_of(order: Load) -> Grid:
     """How the model of `order` is cut. UserError for what cannot be, before a weight is read."""
@@ -165,6 +160,7 @@ def _with_crew(order: Load, grid: Grid, progress: Progress | None, lent: Crew | 
         team = _team(loaded, order, grid, grid.driver, room, folder / "meet")
         shutil.rmtree(folder, ignore_errors=True)  # all are there
         joint.append(team.joint)
+        team.fate = crew.await_loss
         if crew.lost is not None:
             raise RankLost(crew.lost)
         engine = Engine(loaded, order.options, team=team, room=team.room)

@@ -40,6 +40,7 @@ class Team:
         self.room = Capacity(pages, context)
         self.joint = joint
         self.whole = True  # nobody was lost
+        self.fate: Callable[[], str | None] = lambda: None  # of the rank that died first, where that is known
         self._loaded = loaded
         self._options = options
         hang(loaded.model, joint, loaded.config.vocabulary)
@@ -53,16 +54,19 @@ class Team:
     @contextmanager
     def together(self) -> Iterator[None]:
         """What happens inside happens on all ranks; whatever fails there is a `RankLost`."""
-        self.joint.check()
         clean, self.whole = self.whole, False
         try:
+            self.joint.check()
             yield
-        except RankLost:
-            raise
+            self.joint.check()
+        except RankLost as error:
+            told = self.fate()
+            if told is None:
+                raise
+            raise RankLost(told) from error
         except Exception as error:
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise RankLost(f"rank {self.joint.mesh.rank} failed in a step: {what}") from error
-        self.joint.check()
         self.whole = clean
 
     def tell(self, order: Order) -> None:

@@ -43,7 +43,7 @@ from oneroof.engine.wire import (
     orders,
     unpack,
 )
-from oneroof.errors import UserError
+from oneroof.errors import RankLost, UserError
 
 _GRACE = 1.0  # seconds that a step, or loading, may go on after the client has gone
 _CHUNK = 2**16  # bytes of one read
@@ -211,7 +211,10 @@ def _hear(payload: bytes, inbox: Inbox, outbox: Outbox) -> None:
 def _die(fault: BaseException | None) -> int:
     """Say why and end at once: the client learns of it when the line closes, which nothing may delay."""
     try:
-        traceback.print_exception(fault)
+        if isinstance(fault, RankLost):
+            print(fault, file=sys.stderr)
+        else:
+            traceback.print_exception(fault)
         sys.stderr.flush()
     finally:
         os._exit(1)
