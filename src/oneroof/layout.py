@@ -121,7 +121,7 @@ def share_of(config: ModelConfig, grid: Grid, rank: int, *, group: int = 0) -> S
     experts = config.experts
     return Share(
         rank=rank,
-        layers=even(config.depth, grid.pp, stage),
+        layers=_layers(config, grid.pp, stage),
         first=stage == 0,
         last=stage == grid.pp - 1,
         leads=lane == 0,
@@ -203,6 +203,23 @@ def _spans(config: ModelConfig, share: Share) -> dict[str, tuple[Span, int]]:
         "shared_width": (share.shared_width, experts.shared_width if experts else 0),
         "expert_width": (share.expert_width, experts.width if experts else 0),
     }
+
+
+def _layers(config: ModelConfig, stages: int, stage: int) -> Span:
+    """Layers by what a step reads of them; the last stage has the head besides, which counts as some."""
+    if stages == 1:
+        return Span(0, config.depth)
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    width = config.width
+    if config.experts is not None and any(config.sparse_layers):
+        width = config.experts.top_k * config.experts.width + config.experts.shared_width
+    load = config.depth + config.vocabulary / (2 * q + 2 * kv + 3 * width)
+
+    def end(stages_before: int) -> int:
+        wanted = round(load * stages_before / stages)
+        return max(stages_before, min(wanted, config.depth - (stages - stages_before)))
+
+    return Span(end(stage), config.depth if stage == stages - 1 else end(stage + 1))
 
 
 def _heads(config: ModelConfig, tp: int, lane: int) -> tuple[Span, Span]:

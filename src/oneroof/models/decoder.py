@@ -6,10 +6,12 @@ Letters: T tokens, R rows, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from oneroof import ops
 from oneroof.batch import Batch
 from oneroof.config import ModelConfig
 from oneroof.errors import UserError
@@ -151,36 +153,29 @@ class Decoder(nn.Module):
         Of a decoder that has all its layers.
         """
         assert self.embedding is not None
-        x, angles = self.embedding(batch.tokens), self.rotary(batch)
+        return self.go_on(self.embedding(batch.tokens), batch, cache)
+
+    def go_on(self, x_TD: Tensor, batch: Batch, cache: KVCache | None) -> Tensor:
+        """What comes after the embedding, or after the stage before this one; [T, D] -> [T, D].
+
+        In the last stage the final hidden states, elsewhere what the next one goes on with.
+        """
+        angles = self.rotary(batch)
         if cache is not None:
-            hidden = replay(self, x, batch, angles, cache)
+            hidden = replay(self, x_TD, batch, angles, cache)
             if hidden is not None:
                 return hidden
-        return self.layers(x, batch, angles, cache)
+        return self.layers(x_TD, batch, angles, cache)
 
     def layers(self, x_TD: Tensor, batch: Batch, angles: Angles, cache: KVCache | None) -> Tensor:
-        """What comes after the embedding, up to the final norm; [T, D] -> [T, D]."""
-        return self.finish(*self.walk(x_TD, None, batch, angles, cache))
-
-    def walk(
-        self,
-        x_TD: Tensor,
-        residual_TD: Tensor | None,
-        batch: Batch,
-        angles: Angles,
-        cache: KVCache | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Through the layers that are here: (the last one's addend, the sum before it)."""
-        x, residual = x_TD, residual_TD
+        """The same from angles that are known, without a recording."""
+        x, residual = x_TD, cast(Tensor | None, None)
         for i, block in enumerate(self.blocks):
             x, residual = block(x, residual, batch, angles, cache.layers[i] if cache is not None else None)
         assert residual is not None  # there is at least one block
-        return x, residual
-
-    def finish(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        """The norm of their sum, of the stage that has it."""
-        assert self.norm is not None
-        normed, _ = self.norm.add(x_TD, residual_TD)
+        if self.norm is None:
+            return ops.blend(x, residual, None)
+        normed, _ = self.norm.add(x, residual)
         return normed
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from oneroof.layers.attention import Attention
 from oneroof.layers.embedding import Embedding
 from oneroof.layers.mlp import MLP
 from oneroof.layers.moe import MoE
-from oneroof.layers.rope import Angles, Rotary
 from oneroof.layout import Share
 from oneroof.pages import KVCache
 from oneroof.parallel.joint import Joint
@@ -30,7 +29,6 @@ class Staged(Protocol):
     config: ModelConfig
     share: Share
     embedding: Embedding | None
-    rotary: Rotary
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,18 +38,8 @@ class Staged(Protocol):
     def device(self) -> torch.device:
         """Where they are."""
 
-    def walk(
-        self,
-        x_TD: Tensor,
-        residual_TD: Tensor | None,
-        batch: Batch,
-        angles: Angles,
-        cache: KVCache | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Through its layers."""
-
-    def finish(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        """The final norm."""
+    def go_on(self, x_TD: Tensor, batch: Batch, cache: KVCache | None) -> Tensor:
+        """Through its layers: in the last stage the final hidden states."""
 
 
 def hang(model: nn.Module, joint: Joint, vocabulary: int) -> None:
@@ -77,20 +65,15 @@ class Stage:
 
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """The final hidden states in the last stage; elsewhere what was sent on."""
-        model, mesh = self._model, self._mesh
-        angles = model.rotary(batch)
-        x, residual = self._begin(batch)
-        x, residual = model.walk(x, residual, batch, angles, cache)
-        if model.share.last:
-            return model.finish(x, residual)
-        mesh.send(torch.stack([x, residual]))
-        return x
+        out = self._model.go_on(self._begin(batch), batch, cache)
+        if not self._model.share.last:
+            self._mesh.send(out)
+        return out
 
-    def _begin(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _begin(self, batch: Batch) -> Tensor:
         model = self._model
         if model.embedding is not None and model.share.first:
             embedded: Tensor = model.embedding(batch.tokens)
-            return embedded, None
-        shape = (2, batch.tokens.shape[0], model.config.dim)
-        both = self._mesh.receive(torch.empty(shape, dtype=model.dtype, device=model.device))
-        return both[0], both[1]
+            return embedded
+        shape = (batch.tokens.shape[0], model.config.dim)
+        return self._mesh.receive(torch.empty(shape, dtype=model.dtype, device=model.device))
