@@ -52,6 +52,7 @@ class BenchModel(OutputOptions, ModelOptions):
         low, high = read_range(self.batch_range)
         self._refuse(cases)
 
+        self.summon()
         from oneroof.bench.findings import Findings, Search  # torch: not for --help, nor for a mistyped word
         from oneroof.bench.model import ModelBench
         from oneroof.cli.model import load_llm, opened

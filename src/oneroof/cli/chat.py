@@ -26,6 +26,7 @@ class Chat(SamplingOptions, ModelOptions):
 
     def run(self) -> int:
         """Answer line after line until the end; 2 if a line of a pipe could not be answered, else 0."""
+        self.summon()
         from oneroof.cli.dialogue import Screen, converse  # torch: not for --help
         from oneroof.cli.model import opened
         from oneroof.cli.talk import Talk

@@ -64,6 +64,7 @@ class Embed(ModelOptions):
         return lines
 
     def _made(self, texts: Sequence[Line], left: Sequence[int]) -> Iterator[tuple[int, Record]]:
+        self.summon()
         from oneroof.cli.model import check_lengths, opened  # torch: not for --help
         from oneroof.engine.intake import Intake
 

@@ -88,6 +88,7 @@ class Generate(ReportOptions, ModelOptions):
 
     def _pieces(self, asked: Sequence[Asked], indices: Sequence[int]) -> Iterator[Piece]:
         """Load the model and write; the n-th of `asked` is prompt ``indices[n]``, which decides its seed."""
+        self.summon()
         from oneroof.cli.model import opened  # torch: not for --help, nor for a complete journal
 
         with opened(self) as llm:

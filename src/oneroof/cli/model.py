@@ -18,7 +18,7 @@ import torch.profiler
 from oneroof import __version__, log
 from oneroof.cli.interruption import check_interrupted
 from oneroof.cli.options import ModelOptions, as_flags
-from oneroof.comm.mesh import joined
+from oneroof.comm.joined import joined
 from oneroof.device import bind_threads, use_threads
 from oneroof.engine.llm import LLM
 from oneroof.errors import UserError

@@ -13,9 +13,13 @@ from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from oneroof.comm.crew import summon
+from oneroof.comm.joined import joined
 from oneroof.errors import UserError
 from oneroof.hub import locate
+from oneroof.layout import Grid
 
+_SUMMONED = 16  # ranks: more are not started before it is known that the model can be cut so
 _MOST_THREADS = 4  # of a core; more only wait for each other, and very many crash
 # How fast, with how much memory, and what is told beside: the text stays the same.
 _EFFORT = {
@@ -144,6 +148,12 @@ class ModelOptions:
                 f"--{name.replace('_', '-')} {getattr(self, name)} was given; {allowed} is allowed; "
                 "leave it out if unsure"
             )
+
+    def summon(self) -> None:
+        """Start the other ranks' processes, before torch is imported here: it takes as long there."""
+        ranks = Grid.of(self.tp, self.pp, self.ep).ranks
+        if 1 < ranks <= _SUMMONED and self.dp == 1 and self.engine == "paged" and joined() is None:
+            summon("oneroof.engine.ranks", ranks - 1)
 
     def facts(self, free: Collection[str] = ()) -> dict[str, object]:
         """What decides the results, as plain JSON data, for a journal's fingerprint.

@@ -75,6 +75,7 @@ class Score(ModelOptions):
         return pairs
 
     def _made(self, pairs: Sequence[Pair], left: Sequence[int]) -> Iterator[tuple[int, Record]]:
+        self.summon()
         from oneroof.cli.model import check_lengths, opened  # torch: not for --help
         from oneroof.engine.intake import Intake
         from oneroof.engine.relevance import TASK

@@ -124,6 +124,11 @@ class Crew:
         self._all: list[_Rank] = []
         self._ranks: list[_Rank] = []  # those that have a seat
 
+    def start(self, count: int) -> None:
+        """Have so many processes, which wait for a seat."""
+        while len(self._all) < count:
+            self._all.append(_Rank(self._module, self._dead))
+
     def seat(self, orders: Mapping[int, bytes], ended: Callable[[], None]) -> None:
         """A process for each rank of `orders`, which is its first message; those that are here come first.
 
@@ -131,8 +136,7 @@ class Crew:
         """
         self._ended = ended
         try:
-            while len(self._all) < len(orders):
-                self._all.append(_Rank(self._module, self._dead))
+            self.start(len(orders))
             self._ranks = self._all[: len(orders)]
             for rank, (number, order) in zip(self._ranks, orders.items(), strict=True):
                 rank.number = number
@@ -204,6 +208,21 @@ class Crew:
             log.debug(rank.fate())
             if self._ended is not None:
                 self._ended()
+
+
+def summon(module: str, count: int) -> None:
+    """Start processes that will be ranks before it is known of what: they import torch while we do."""
+    crew = Crew(module)
+    crew.start(count)
+    _summoned.append(crew)
+
+
+def summoned(module: str) -> Crew:
+    """Those that were summoned, once; or none yet."""
+    return _summoned.pop() if _summoned else Crew(module)
+
+
+_summoned: list[Crew] = []
 
 
 class Starter:

@@ -15,7 +15,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,31 +34,6 @@ _MEETING = 60.0  # seconds that ranks wait for each other
 _STEP = 600.0  # ... in a step
 _IDLE = timedelta(days=365)  # ... for the next order
 _ROOM = 4096  # bytes of an order that are sent at once
-
-
-@dataclass(frozen=True)
-class Joined:
-    """What `torchrun`, or what works as it does, has put into the environment."""
-
-    rank: int
-    ranks: int
-    local_rank: int
-    local_ranks: int
-
-
-def joined() -> Joined | None:
-    """The place of this process among ranks that somebody else has started; None where it stands alone."""
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if any(name not in os.environ for name in names):
-        return None
-    try:
-        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    except ValueError as error:
-        raise UserError(
-            f"this rank's environment: {error}; whole numbers are allowed; use torchrun"
-        ) from None
-    return Joined(rank, ranks, *local)
 
 
 def meet(rank: int, ranks: int, device: torch.device, *, file: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from oneroof.comm.mesh import joined
+from oneroof.comm.joined import joined
 from oneroof.engine.admission import context_of
 from oneroof.engine.engine import Engine, Event
 from oneroof.engine.fleet import Fleet

@@ -17,8 +17,9 @@ import torch
 
 from oneroof import device as devices
 from oneroof import log
-from oneroof.comm.crew import Crew, Starter
-from oneroof.comm.mesh import Joined, Mesh, joined, leave, meet
+from oneroof.comm.crew import Crew, Starter, summoned
+from oneroof.comm.joined import Joined, joined
+from oneroof.comm.mesh import Mesh, leave, meet
 from oneroof.engine.admission import context_of
 from oneroof.engine.capacity import Capacity, room_of
 from oneroof.engine.engine import Engine
@@ -146,7 +147,7 @@ def _with_crew(order: Load, grid: Grid, progress: Progress | None, lent: Crew | 
         for one in joint:
             one.end()
 
-    crew, heard = lent or Crew(MODULE), False
+    crew, heard = lent or summoned(MODULE), False
     try:
         crew.seat(seats, ended)
         device = _sit(order, grid.driver, grid.ranks)
