@@ -27,6 +27,7 @@ from oneroof.errors import RankLost, UserError
 COMMANDS = {
     "generate": "oneroof.cli.generate:Generate",
     "chat": "oneroof.cli.chat:Chat",
+    "serve": "oneroof.cli.serve:Serve",
     "embed": "oneroof.cli.embed:Embed",
     "score": "oneroof.cli.score:Score",
     "bench model": "oneroof.cli.bench_model:BenchModel",
