@@ -58,6 +58,11 @@ def test_two_ranks_on_each_of_two_hosts(
         line = ["ip", "netns", "exec", host, sys.executable, *start, *words, *layout]
         pipe = subprocess.PIPE
         running.append(subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True))
-    said = [job.communicate(timeout=200) for job in running]
+    try:
+        said = [job.communicate(timeout=120) for job in running]
+    except subprocess.TimeoutExpired:
+        for job in running:
+            job.kill()
+        pytest.fail(f"they do not end: {[job.communicate() for job in running]}")
     assert [job.returncode for job in running] == [0, 0], said
     assert "".join(out for out, _ in said) == alone

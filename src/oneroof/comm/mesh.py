@@ -99,7 +99,7 @@ class Mesh:
         step = timedelta(seconds=_STEP)
         table = torch.arange(pp * tp).view(pp, tp)
         with lost():
-            self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
+            self._orders = dist.new_group(backend="gloo", timeout=step)
             stages = [dist.new_group(row.tolist(), timeout=step) for row in table]
             lanes = [dist.new_group(column.tolist(), timeout=step) for column in table.t()]
             self._lanes, self._rows = stages[self.stage], lanes[self.lane]
@@ -128,22 +128,30 @@ class Mesh:
         body = torch.frombuffer(bytearray(said or b"\0"), dtype=torch.uint8)
         head[8 : 8 + len(said)] = body[: min(len(said), _ROOM - 8)]
         with lost():
-            dist.broadcast(head, self.driver, group=self._orders)
+            self._broadcast(head)
             if len(said) > _ROOM - 8:
-                dist.broadcast(body[_ROOM - 8 :].contiguous(), self.driver, group=self._orders)
+                self._broadcast(body[_ROOM - 8 :].contiguous())
 
     def hear(self) -> bytes:
         """What the driver tells, waiting for it however long."""
         head = torch.empty(_ROOM, dtype=torch.uint8)
         with lost():
-            dist.broadcast(head, self.driver, group=self._orders)
+            self._broadcast(head)
             size = int.from_bytes(head[:8].numpy().tobytes(), "little")
             said = head[8 : 8 + min(size, _ROOM - 8)].numpy().tobytes()
             if size > _ROOM - 8:
                 rest = torch.empty(size - (_ROOM - 8), dtype=torch.uint8)
-                dist.broadcast(rest, self.driver, group=self._orders)
+                self._broadcast(rest)
                 said += rest.numpy().tobytes()
         return said
+
+    def _broadcast(self, x: Tensor) -> None:
+        """From the driver; those who wait for it do so as long as it has nothing to say."""
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = self.driver, 0
+        options.timeout = _IDLE
+        work = self._orders.broadcast([x], options)
+        work.wait()
 
     def send(self, x: Tensor) -> None:
         """To the same lane of the next stage, which need not wait for it yet; some may be on their way."""
