@@ -35,7 +35,7 @@ class Serve(ModelOptions):
     """What requests call the model; the folder's name or the hub id where not given."""
 
     limits: Limits = field(default_factory=Limits)
-    """What requests may ask for."""
+    """What requests may ask for"""
 
     def run(self) -> int:
         """Serve until a signal comes; 0 then."""

@@ -149,25 +149,34 @@ class Entrance:
         if scope["type"] != "http":
             return
         record = begin(scope, scope["headers"])
-        status = 0
+        status, lost = 0, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, lost
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message["headers"], *self._headers(record)]}
-            await send(message)
+            try:
+                await send(message)
+            except Exception:  # the connection is broken, or was answered below us: nobody hears us
+                lost = True
+                raise
 
         try:
-            await self._app(scope, _Bounded(receive, scope, self._limits).receive, sending)
+            if _size(scope) > self._limits.head:
+                line = f"the request's head has more than {self._limits.head} bytes; send less"
+                await _refused(scope, receive, sending, Refusal(431, line, headers={"connection": "close"}))
+            else:
+                await self._app(scope, _Bounded(receive, scope, self._limits).receive, sending)
         except ClientGone:
             status = status or _GONE
         except asyncio.CancelledError:
             status = status or _GONE
             raise
         except Exception as error:
-            log.warning(f"request {record.id} failed by a fault of ours:\n{_trace(error)}")
-            if not status:
+            if not lost:
+                log.warning(f"request {record.id} failed by a fault of ours:\n{_trace(error)}")
+            if not lost and not status:
                 await _refused(scope, receive, sending, error)
         finally:
             self._tell(scope, record, status)
@@ -253,9 +262,14 @@ async def refused(request: Request, error: Exception) -> Response:
 
 async def _refused(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
     refusal = refusal_of(error)
-    await Json(error_body(refusal.status_code, str(refusal.detail)), refusal.status_code)(
-        scope, receive, send
-    )
+    status = refusal.status_code
+    await Json(error_body(status, str(refusal.detail)), status, refusal.headers)(scope, receive, send)
+
+
+def _size(scope: Scope) -> int:
+    """Bytes of a request's head, about."""
+    named = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return named + len(scope.get("raw_path") or b"") + len(scope["query_string"])
 
 
 def _names_this_machine(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -160,7 +160,7 @@ def _config(service: Service, place: Place, limits: Limits) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="error",
+        log_level="critical",  # `Entrance` tells what fails
         access_log=False,
         proxy_headers=False,
         server_header=False,
