@@ -98,6 +98,8 @@ listening = [
 ]
 assert listening and all(address.endswith("0100007F") for address in listening), listening
 leave()
+import os
+assert "GLOO_SOCKET_IFNAME" not in os.environ  # else every process that we start would have it
 print("done")
 """
 

@@ -64,5 +64,5 @@ def test_two_ranks_on_each_of_two_hosts(
         for job in running:
             job.kill()
         pytest.fail(f"they do not end: {[job.communicate() for job in running]}")
-    assert [job.returncode for job in running] == [0, 0], said
+    assert [job.returncode for job in running] == [0, 0], "\n".join(err for _, err in said)
     assert "".join(out for out, _ in said) == alone

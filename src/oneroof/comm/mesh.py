@@ -43,21 +43,37 @@ def meet(rank: int, ranks: int, device: torch.device, *, file: Path | None = Non
     """
     seconds = float(os.environ.get("ONEROOF_MEETING", _MEETING))
     limit = timedelta(seconds=seconds)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface("127.0.0.1" if file else _master()[0])):
-        os.environ["GLOO_SOCKET_IFNAME"] = name  # else gloo takes what the host's name happens to mean
+    _through[:] = [name] if (name := _interface("127.0.0.1" if file else _master()[0])) else []
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_BACKENDS[device.type]}"
     if file is None and rank > 0:
         _await_master(rank, ranks, seconds)
     try:
-        if file is not None:
-            store = FileStore(str(file), ranks)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
-        else:
-            dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=limit)
+        with _interface_chosen():
+            if file is not None:
+                store = FileStore(str(file), ranks)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
+            else:
+                dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=limit)
     except (RuntimeError, ValueError) as error:  # dist's own errors are among them
         said = " ".join(str(error).split())[:160]
         raise _nobody(rank, ranks, seconds, said, here=file is not None) from None
     log.debug(f"rank {rank} of {ranks} has met the others, over {backend}")
+
+
+_through: list[str] = []  # the interface over which this process has met the others
+
+
+@contextlib.contextmanager
+def _interface_chosen() -> Iterator[None]:
+    """Gloo takes it, and not what the host's name happens to mean; processes that we start do not hear of it."""
+    if "GLOO_SOCKET_IFNAME" in os.environ or not _through:
+        yield
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = _through[0]
+    try:
+        yield
+    finally:
+        os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
 
 def _await_master(rank: int, ranks: int, seconds: float) -> None:
@@ -98,7 +114,7 @@ class Mesh:
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         step = timedelta(seconds=_STEP)
         table = torch.arange(pp * tp).view(pp, tp)
-        with lost():
+        with lost(), _interface_chosen():
             self._orders = dist.new_group(backend="gloo", timeout=step)
             stages = [dist.new_group(row.tolist(), timeout=step) for row in table]
             lanes = [dist.new_group(column.tolist(), timeout=step) for column in table.t()]
