@@ -34,6 +34,7 @@ class ChatTemplate:
     form: Callable[[Conversation], list[Segment]]
     tokenizer: Tokenizer
     variables: frozenset[str]  # that the template reads: `tools` is among them where it knows tools
+    source: str = ""  # of its templates, for whoever looks for marks in them (`formats_of`); empty for ChatML
 
     def text(
         self,
@@ -113,7 +114,7 @@ def load_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
         }
         variables = frozenset(name for template in templates.values() for name in template.variables)
         form = _Rendering(templates, dict(declared.roles), Shield(tokenizer.special), folder)
-        return ChatTemplate(form, tokenizer, variables)
+        return ChatTemplate(form, tokenizer, variables, "\n".join(sources.values()))
     if START in tokenizer.special and END in tokenizer.special:
         return ChatTemplate(chatml, tokenizer, frozenset({"messages", "add_generation_prompt"}))
 
