@@ -43,7 +43,6 @@ def make_routes(service: Service, doorman: Doorman) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.doorman = doorman
-    app.state.limits = service.limits
     app.router.default = closed(doorman)
     for error in (
         HTTPException, RequestValidationError, UserError, TooLong, EngineDied, ClientGone, Exception

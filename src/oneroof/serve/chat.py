@@ -38,7 +38,7 @@ async def answer(service: Service, body: Chat, http: HttpRequest) -> Response:
             params,
             record,
             namespace=record.namespace(body.cache_salt),
-            switches=body.switches(),
+            switches=body.switches(service.limits),
         ),
     )
     turn = _Turn(service, front, request, record, name)

@@ -109,7 +109,7 @@ class Admin(Keyed):
 
 
 class _Plain(Request):
-    """A request whose body is JSON, strictly: numbers are finite, text is Unicode, nesting has an end."""
+    """A request whose body is JSON, strictly: numbers are finite, text is Unicode."""
 
     async def body(self) -> bytes:
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -129,9 +129,6 @@ class _Plain(Request):
         except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError) as error:
             why = str(error) or type(error).__name__
             raise Refusal(400, f"the body is no JSON: {why:.200}; an object is allowed; mend it") from None
-        limits: Limits = self.app.state.limits
-        if not _shallow(found, limits.depth):
-            raise Refusal(400, f"the body is nested more than {limits.depth} deep; flatten it")
         return found
 
 
@@ -284,19 +281,3 @@ def _names_this_machine(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 def _trace(error: Exception) -> str:
     return "".join(traceback.format_exception(error)).rstrip()
-
-
-def _shallow(value: object, depth: int) -> bool:
-    """Whether `value` is nested at most `depth` deep."""
-    level = [value]
-    for _ in range(depth):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return True
-    return False

@@ -12,14 +12,17 @@ from oneroof.errors import UserError
 class Limits:
     """What one request, and all of them together, may ask of the server."""
 
-    body: int = 4_000_000
+    body: int = 2_000_000
     """Bytes of a request's body."""
 
     head: int = 32_768
     """Bytes of a request's line and headers."""
 
-    depth: int = 64
-    """How deep a body may be nested."""
+    switches: int = 16_384
+    """Bytes of chat_template_kwargs."""
+
+    depth: int = 32
+    """How deep chat_template_kwargs may be nested."""
 
     head_seconds: float = 10.0
     """Seconds that a request's head may take to arrive."""
@@ -47,6 +50,9 @@ class Limits:
 
     max_tokens: int = 131_072
     """Tokens of one answer."""
+
+    characters: int = 32
+    """Characters of a prompt for each token of the model's context; more are not read."""
 
     prompts: int = 128
     """Prompts of one request."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Field
 
 from oneroof.engine.request import SamplingParams, defaults
@@ -13,7 +14,11 @@ from oneroof.errors import UserError
 from oneroof.serve.fields import Body, Part
 from oneroof.serve.limits import Limits
 
-Ids = list[int]
+Ids = Annotated[
+    list[int], Field(fail_fast=True)
+]  # a long list of something else costs no more than its first entry
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Many = Annotated[list[Ids], Field(fail_fast=True)]
 
 
 class StreamOptions(Part):
@@ -40,7 +45,7 @@ class Sampling(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stop_token_ids: Ids | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -67,7 +72,7 @@ class Message(Part):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
@@ -89,16 +94,19 @@ class Message(Part):
 class Chat(Sampling):
     """A request for the next turn of a conversation."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def switches(self) -> Mapping[str, object]:
-        """What is handed to the chat template."""
+    def switches(self, limits: Limits) -> Mapping[str, object]:
+        """What is handed to the chat template. UserError beyond `limits`."""
         given = dict(self.chat_template_kwargs or {})
+        limits.check("switches", len(msgspec.json.encode(given)), "the length of chat_template_kwargs")
+        if not _shallow(given, limits.depth):
+            raise UserError(f"chat_template_kwargs is nested more than {limits.depth} deep; flatten it")
         if self.enable_thinking is not None:
             given["enable_thinking"] = self.enable_thinking
         return given
@@ -122,7 +130,7 @@ class Chat(Sampling):
 class Completion(Sampling):
     """A request for texts that continue prompts."""
 
-    prompt: str | Ids | list[str] | list[Ids]
+    prompt: str | Ids | Texts | Many
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0)] | None = None
     parse_special: bool = True
@@ -143,7 +151,7 @@ class Embedding(Body):
     """A request for vectors."""
 
     model: str | None = None
-    input: str | Ids | list[str] | list[Ids]
+    input: str | Ids | Texts | Many
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     instruction: str | None = None
@@ -166,10 +174,10 @@ class Score(Body):
     """A request for how well texts answer others: one to many, or pair by pair."""
 
     model: str | None = None
-    text_1: str | list[str] | None = None
-    text_2: str | list[str] | None = None
-    queries: str | list[str] | None = None
-    documents: str | list[str] | None = None
+    text_1: str | Texts | None = None
+    text_2: str | Texts | None = None
+    queries: str | Texts | None = None
+    documents: str | Texts | None = None
     instruction: str | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -196,7 +204,7 @@ class Rerank(Body):
 
     model: str | None = None
     query: str
-    documents: Annotated[list[str | Document], Field(min_length=1)]
+    documents: Annotated[list[str | Document], Field(min_length=1, fail_fast=True)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = True
     instruction: str | None = None
@@ -257,3 +265,9 @@ def _either(
     if not listed:
         raise UserError(f"{name if second is None else other} is empty; a text or a list of texts is allowed")
     return listed
+
+
+def _shallow(value: object, depth: int) -> bool:
+    """Whether `value` is nested at most `depth` deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_shallow(one, depth - 1) for one in inner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -128,6 +128,16 @@ class Service:
         if not self.ready:
             raise Refusal(503, "the model is not loaded yet; try again", code="loading", headers=_again(5))
 
+    def check_characters(self, texts: Iterable[str]) -> None:
+        """UserError for a text so long that it is not worth reading: its tokens cannot fit."""
+        most = self.limits.characters * self.intake.context
+        for text in texts:
+            if len(text) > most:
+                raise UserError(
+                    f"a text has {len(text)} characters; at most {most} are read, for the context has "
+                    f"{self.intake.context} tokens; cut it"
+                )
+
     def named(self, name: str | None, record: Record) -> str:
         """The model's name in answers; a 404 for another model than this."""
         if name is not None and name not in self.names:
@@ -152,6 +162,7 @@ class Service:
         switches: Mapping[str, object] | None = None,
     ) -> list[Request]:
         """One a prompt, checked, in a thread; UserError for what cannot be, a 429 where there is no room."""
+        self.check_characters(map(_spelled, prompts))
         with self._room(len(prompts) * params.n, 0):
             made = await self._apart(
                 partial(
@@ -344,6 +355,13 @@ class _Clock:
         metrics.answer.observe(self._made)
         metrics.seconds.observe(time.monotonic() - self._began)
         metrics.finished(reason)
+
+
+def _spelled(prompt: Prompt) -> str:
+    """All text of a prompt; token ids have none."""
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(str(one["content"]) for one in prompt if not isinstance(one, int))
 
 
 def _on_disk(order: Load, model: str) -> Load:

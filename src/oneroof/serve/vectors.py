@@ -29,6 +29,7 @@ async def embeddings(service: Service, body: Embedding, http: HttpRequest) -> Re
     record = record_of(http)
     name, inputs = service.named(body.model, record), body.inputs()
     service.limits.count("inputs", inputs, "input")
+    service.check_characters(one for one in inputs if isinstance(one, str))
     width = service.front.config.dim
     if body.dimensions is not None and body.dimensions > width:
         raise UserError(f"dimensions is {body.dimensions}; 1 to {width} are allowed; leave it out")
@@ -73,6 +74,8 @@ async def rerank(service: Service, body: Rerank, http: HttpRequest) -> Response:
 async def _scores(
     service: Service, pairs: Sequence[tuple[str, str]], instruction: str | None, record: Record
 ) -> list[float]:
+    service.check_characters(text for pair in pairs for text in pair)
+
     def make(intake: Intake) -> list[Reading]:
         task, space = instruction or TASK, record.namespace()
         return [
