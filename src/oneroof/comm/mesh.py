@@ -65,7 +65,7 @@ _through: list[str] = []  # the interface over which this process has met the ot
 
 @contextlib.contextmanager
 def _interface_chosen() -> Iterator[None]:
-    """Gloo takes it, and not what the host's name happens to mean; processes that we start do not hear of it."""
+    """Gloo takes it, not what the host's name happens to mean; processes that we start hear nothing of it."""
     if "GLOO_SOCKET_IFNAME" in os.environ or not _through:
         yield
         return
