@@ -277,6 +277,25 @@ def test_events_come_as_soon_as_they_are_sure() -> None:
     assert parser("plain").push(" \n") == [Content(" \n")]
 
 
+def lag(text: str, stream: ReplyParser) -> int:
+    """The most characters that were held back after any character of `text`."""
+    told, most = 0, 0
+    for place, character in enumerate(text, 1):
+        told += sum(
+            len(event.text) for event in stream.push(character) if isinstance(event, Content | Reasoning)
+        )
+        most = max(most, place - told)
+    return most
+
+
+def test_no_more_is_held_back_than_a_mark_may_need() -> None:
+    prose = "a <b \n\n</tool <tool_cal\n</thin\n\n\n<functio <thi  <response" * 50
+    assert lag(prose, parser("qwen3")) <= 2 + len("<tool_call>")
+    assert lag(prose, parser("qwen3", thinking=True)) <= 2 + len("</think>")
+    assert lag(prose, parser("qwen3_coder", tools=None)) == 0
+    assert lag(" " * 500, parser("qwen3")) <= 64
+
+
 def test_ids_of_calls_are_their_own() -> None:
     one, two = parsed(f"{ONE}\n{TWO}", ReplyParser(FORMATS["hermes"], TOOLS)).calls
     assert one.id.startswith("call_") and one.id != two.id
