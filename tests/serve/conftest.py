@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +16,13 @@ from served import Served, serving
 
 
 @pytest.fixture(scope="session")
-def model(checkpoint: Callable[..., Path]) -> Path:
-    return checkpoint("qwen3", max_position_embeddings=1024)
+def model(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose template shows how calls are written."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    shutil.copytree(checkpoint("qwen3", max_position_embeddings=1024), folder)
+    template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    (folder / "chat_template.jinja").write_text(template + "{#- <tool_call> -#}")
+    return folder
 
 
 @pytest.fixture(scope="package")

@@ -20,7 +20,7 @@ CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "Hello"}]
 PROBE = {"prompt": "the probe", "max_tokens": 12, "temperature": 0, "logprobs": 1}
-LIMITS = Limits(body=200_000, queue=8, n=4, prompts=6, stop=4, inputs=8, messages=50, logprob_entries=5000)
+LIMITS = Limits(body=400_000, queue=8, n=4, prompts=6, stop=4, inputs=8, messages=50, logprob_entries=5000)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,19 @@ def test_a_field_that_cannot_be_is_refused(strict: Served, field: dict[str, obje
         {"messages": [{}]},
         {"messages": [{"role": "user"}] * 51},
         {"messages": [{"role": "wizard", "content": "a"}]},
-        {"messages": [{"role": "tool", "content": "a"}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 5, "arguments": {}}}]}]},
+        {"tool_choice": "required"},
+        {"tools": [{}]},
+        {"tools": [1]},
+        {"tools": {"a": 1}},
+        {"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(200)]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function"}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "parallel_tool_calls": False},
+        {"tools": [{"function": {"name": "f", "parameters": json.loads('{"a":' * 60 + "1" + "}" * 60)}}]},
+        {"tools": [{"function": {"name": "f", "description": "a" * 300_000}}]},
         {"messages": [{"role": 5, "content": "a"}]},
         {"messages": [{"role": "user", "content": 5}]},
         {
@@ -217,10 +229,10 @@ def test_texts_that_cannot_be_read_are_refused(strict: Served, path: str, body: 
 
 
 def test_an_oversized_body_is_refused_before_it_is_read(strict: Served) -> None:
-    refused(strict.post(TEXTS, content=b"a" * 300_000, headers=JSON), 413)
+    refused(strict.post(TEXTS, content=b"a" * 500_000, headers=JSON), 413)
 
     async def pieces() -> Any:
-        for _ in range(300):
+        for _ in range(500):
             yield b"a" * 1000
 
     refused(strict.post(TEXTS, content=pieces(), headers=JSON), 413)

@@ -169,8 +169,8 @@ def test_models_are_listed_and_others_are_not_found(server: Served) -> None:
 @pytest.mark.parametrize(
     ("path", "field", "value"),
     [
-        (CHAT, "tools", [{"type": "function", "function": {"name": "f"}}]),
-        (CHAT, "tool_choice", "required"),
+        (CHAT, "functions", [{"name": "f"}]),
+        (TEXTS, "tools", [{"type": "function", "function": {"name": "f"}}]),
         (CHAT, "response_format", {"type": "json_object"}),
         (CHAT, "response_format", {"type": "json_schema", "json_schema": {}}),
         (CHAT, "guided_json", {}),

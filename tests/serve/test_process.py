@@ -123,9 +123,10 @@ def test_openais_own_client_is_served(process: Process) -> None:
     assert len(vectors.data) == 2 and isinstance(vectors.data[0].embedding[0], float)
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**asked | {"model": "gpt-4"})
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-        client.chat.completions.create(**asked, tools=[tool])
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    client.chat.completions.create(**asked, tools=[tool])
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        client.chat.completions.create(**asked, tools=[tool], tool_choice="required")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{process.url}/v1", api_key="wrong", max_retries=0).models.list()
 

@@ -11,12 +11,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from oneroof.engine.request import Completion, Request
+from oneroof.errors import UserError
 from oneroof.load import Front
 from oneroof.serve.answers import Json
 from oneroof.serve.failed import check, check_piece
 from oneroof.serve.gone import unless_gone
 from oneroof.serve.openai import Chat, params_of
-from oneroof.serve.parts import Parts, delta_json, message, parts_of
+from oneroof.serve.parts import Delta, Parts, Schemas, knows_tools, message, parts_of
 from oneroof.serve.record import Record, record_of
 from oneroof.serve.service import Service
 from oneroof.serve.stream import events
@@ -31,6 +32,9 @@ async def answer(service: Service, body: Chat, http: HttpRequest) -> Response:
     options = body.options()
     front = service.front
     params = params_of(body, front.generation, service.limits, most=body.most(), likeliest=body.likeliest())
+    schemas = body.offered(service.limits)
+    if schemas and not knows_tools(front):
+        raise UserError("tools is given and this model's chat template knows none; leave it out")
     [request] = await unless_gone(
         http,
         service.requests(
@@ -39,9 +43,10 @@ async def answer(service: Service, body: Chat, http: HttpRequest) -> Response:
             record,
             namespace=record.namespace(body.cache_salt),
             switches=body.switches(service.limits),
+            tools=body.tools if schemas else None,
         ),
     )
-    turn = _Turn(service, front, request, record, name)
+    turn = _Turn(service, front, request, schemas, record, name)
     if body.stream:
         usage = bool(options.include_usage)
         return await events(http, turn.chunks(usage, usage and bool(options.continuous_usage_stats)))
@@ -55,6 +60,7 @@ class _Turn:
     service: Service
     front: Front
     request: Request
+    schemas: Schemas
     record: Record
     name: str
 
@@ -63,10 +69,10 @@ class _Turn:
         choices = []
         for number, completion in enumerate(output.completions):
             check(completion)
-            parts = parts_of()
+            parts = self._parts(number)
             made = message([*parts.push(completion.text), *parts.finish()])
             choice: dict[str, object] = {"index": number, "message": made, "logprobs": self._told(completion)}
-            choices.append(choice | {"finish_reason": completion.finish_reason})
+            choices.append(choice | {"finish_reason": parts.reason(completion.finish_reason)})
         answer = self._head("chat.completion") | {"choices": choices, "usage": self.record.usage()}
         if output.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_entries(output.prompt_logprobs)
@@ -77,7 +83,7 @@ class _Turn:
         head = self._head("chat.completion.chunk")
         parsers: dict[int, Parts] = {}
 
-        def chunk(number: int, delta: dict[str, object], logprobs: object, reason: str | None) -> object:
+        def chunk(number: int, delta: Delta, logprobs: object, reason: str | None) -> object:
             choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
             made = head | {"choices": [choice]}
             if usage:
@@ -87,15 +93,15 @@ class _Turn:
         async with aclosing(self._texts()) as texts:
             async for number, text, reason, logprobs in texts:
                 if number not in parsers:
-                    parsers[number] = parts_of()
+                    parsers[number] = self._parts(number)
                     yield chunk(number, {"role": "assistant", "content": ""}, None, None)
                 deltas = parsers[number].push(text)
                 deltas += parsers[number].finish() if reason is not None else []
                 for delta in deltas:
-                    yield chunk(number, delta_json(delta), logprobs, None)
+                    yield chunk(number, delta, logprobs, None)
                     logprobs = None
                 if reason is not None:
-                    yield chunk(number, {}, logprobs, reason)
+                    yield chunk(number, {}, logprobs, parsers[number].reason(reason))
         if usage:
             yield head | {"choices": [], "usage": self.record.usage()}
 
@@ -110,6 +116,12 @@ class _Turn:
                 elif piece.output is not None:
                     for number, one in enumerate(piece.output.completions):
                         yield number, one.text, one.finish_reason, self._told(one)
+
+    def _parts(self, number: int) -> Parts:
+        def name(index: int) -> str:
+            return f"call_{self.record.id}_{number}_{index}"
+
+        return parts_of(self.front, self.request.token_ids, self.schemas, name)
 
     def _told(self, completion: Completion) -> object:
         return chat_logprobs(self.front, completion, self.request.params.logprobs or 0)

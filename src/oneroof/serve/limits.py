@@ -18,11 +18,17 @@ class Limits:
     head: int = 32_768
     """Bytes of a request's line and headers."""
 
+    tools: int = 128
+    """Tools of one request."""
+
+    tools_length: int = 262_144
+    """Bytes of all tools of one request."""
+
     switches: int = 16_384
     """Bytes of chat_template_kwargs."""
 
     depth: int = 32
-    """How deep chat_template_kwargs may be nested."""
+    """How deep tools and chat_template_kwargs may be nested."""
 
     head_seconds: float = 10.0
     """Seconds that a request's head may take to arrive."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from oneroof.engine.request import SamplingParams, defaults
 from oneroof.errors import UserError
 from oneroof.serve.fields import Body, Part
 from oneroof.serve.limits import Limits
+from oneroof.text.tool_choice import tool_choice
 
 Ids = Annotated[
     list[int], Field(fail_fast=True)
@@ -68,15 +70,42 @@ class TextPart(Part):
     text: str
 
 
+class Function(Part):
+    """What an assistant called: `arguments` is JSON, as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Part):
+    """A call that an assistant has made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+    index: int | None = None
+
+    def plain(self) -> dict[str, object]:
+        """As the template reads it: arguments that are an object are one."""
+        arguments: object = self.function.arguments
+        with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+            found = msgspec.json.decode(self.function.arguments)
+            arguments = found if isinstance(found, dict) else arguments
+        called = {"name": self.function.name, "arguments": arguments}
+        made: dict[str, object] = {"type": "function", "function": called}
+        return made if self.id is None else made | {"id": self.id}
+
+
 class Message(Part):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_call_id: str | None = None
     function_call: None = None
     audio: None = None
 
@@ -88,6 +117,9 @@ class Message(Part):
         made: dict[str, object] = {"role": "system" if self.role == "developer" else self.role}
         made["content"] = content or ""
         more = {"name": self.name, "reasoning_content": self.reasoning_content}
+        more["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            made["tool_calls"] = [call.plain() for call in self.tool_calls]
         return made | {name: value for name, value in more.items() if value is not None}
 
 
@@ -100,6 +132,22 @@ class Chat(Sampling):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    def offered(self, limits: Limits) -> Mapping[str, Mapping[str, object]]:
+        """The schemas of the tools that may be called. UserError where those cannot be served."""
+        limits.count("tools", self.tools)
+        limits.check("tools_length", len(msgspec.json.encode(self.tools)), "the length of tools")
+        if not _shallow(self.tools, limits.depth):
+            raise UserError(f"tools is nested more than {limits.depth} deep; flatten it")
+        choice = tool_choice(self.tool_choice, self.tools)
+        if choice.forced:
+            raise UserError("tool_choice is one that forces a call; auto and none are served; use auto")
+        if choice.schemas and self.parallel_tool_calls is False:
+            raise UserError("parallel_tool_calls is false; true is served; leave it out")
+        return choice.schemas
 
     def switches(self, limits: Limits) -> Mapping[str, object]:
         """What is handed to the chat template. UserError beyond `limits`."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from oneroof import log
-from oneroof.engine.intake import Intake, Prompt
+from oneroof.engine.intake import Intake, Prompt, Tools
 from oneroof.engine.remote import AsyncEngine, EngineDied
 from oneroof.engine.request import Output, Piece, Reading, Request, SamplingParams, Vector
 from oneroof.engine.stats import Stats
@@ -160,6 +160,7 @@ class Service:
         namespace: str,
         special: bool = False,
         switches: Mapping[str, object] | None = None,
+        tools: Tools = None,
     ) -> list[Request]:
         """One a prompt, checked, in a thread; UserError for what cannot be, a 429 where there is no room."""
         self.check_characters(map(_spelled, prompts))
@@ -171,6 +172,7 @@ class Service:
                     params,
                     special=special,
                     switches=switches,
+                    tools=tools,
                     namespace=namespace,
                     first=self._numbers(len(prompts)),
                 )
