@@ -7,79 +7,18 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from served import events
+from served import KEY, SMALL, Process, events, started
 
-KEY = "a-key-of-the-tests"
 HEADERS = {"authorization": f"Bearer {KEY}"}
 LONG = {"prompt": "ab", "max_tokens": 900, "ignore_eos": True}
-SMALL = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "0.004")
-
-
-@dataclass
-class Process:
-    """`oneroof serve` under way."""
-
-    popen: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        found = re.search(r"ready at (http://\S+)", "".join(self.said))
-        assert found, self.said
-        return found[1]
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.popen.send_signal(number)
-        return self.popen.wait(20)
-
-
-@contextmanager
-def started(model: Path, *words: str, key: bool = True) -> Iterator[Process]:
-    """A server that is ready."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"ONEROOF_API_KEY": KEY} if key else {})
-    command = [sys.executable, "-m", "oneroof", "serve", str(model), "--port", "0", *SMALL, *words]
-    popen = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=_src()
-    )
-    process = Process(popen)
-    ready = threading.Event()
-
-    def listen() -> None:
-        assert popen.stderr is not None
-        for line in popen.stderr:
-            process.said.append(line)
-            if "ready at" in line:
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        assert ready.wait(60)
-        assert popen.poll() is None, process.said
-        yield process
-    finally:
-        popen.kill()
-        popen.wait()
-
-
-def _src() -> Path:
-    return Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ async def _serve(
     async def run_model() -> None:
         try:
             await service.open(order, progress)
-            _report(service, place, address)
+            await _report(service, place, address, order)
             await service.keep()
         finally:
             server.should_exit = True
@@ -112,11 +112,16 @@ async def _serve(
     log.info("the server has ended")
 
 
-def _report(service: Service, place: Place, address: str) -> None:
+async def _report(service: Service, place: Place, address: str, order: Load) -> None:
     """What was chosen, once it serves."""
-    said = service.said
+    said, stats, options = service.said, await service.stats(), order.options
     assert said is not None
     log.info(f"{said.folder} on {said.device} in {said.dtype}; {said.context} tokens of context at most")
+    if stats is not None:
+        log.info(
+            f"the cache holds {stats.pages * options.page_size} tokens; {options.max_batch} texts are "
+            f"written at a time, and {service.limits.queue} may wait"
+        )
     kinds = "text, embeddings and scores" if said.writes else "embeddings alone: the model has no head"
     log.info(f"it gives {kinds}; requests call it {' or '.join(service.names)}")
     users = f"with one of {len(place.users)} keys" if len(place.users) else "without a key"
