@@ -122,7 +122,7 @@ class Process:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.popen.send_signal(number)
-        return self.popen.wait(20)
+        return self.popen.wait(90)
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def started(model: Path, *words: str, key: bool = True) -> Iterator[Process]:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(120)
         assert popen.poll() is None, process.said
         yield process
     finally:

@@ -19,7 +19,7 @@ from oneroof.serve.limits import Limits
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "Hello"}]
-PROBE = {"prompt": "the probe", "max_tokens": 12, "temperature": 0, "logprobs": 1}
+PROBE = {"prompt": "the probe", "max_tokens": 5, "temperature": 0, "logprobs": 1}
 LIMITS = Limits(body=400_000, queue=8, n=4, prompts=6, stop=4, inputs=8, messages=50, logprob_entries=5000)
 
 
