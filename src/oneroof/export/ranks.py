@@ -6,6 +6,7 @@ were killed, and see when nothing is left to do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -84,12 +85,17 @@ def _apart(folder: Path, out: Path) -> None:
 
 
 def _record(command: str, folder: Path, stored: Weights) -> dict[str, object]:
-    """What a folder is made of, and how; another size or time of a file is another source."""
+    """What a folder is made of, and how; another size or time of a file is another source.
+
+    Of the source's place only a digest, as the record may be published.
+    """
     paths = {name: folder / name for name, _ in _beside(folder)}
     paths |= {path.relative_to(folder).as_posix(): path for path in stored.paths}
     states = {name: path.stat() for name, path in paths.items()}
     files = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
-    return {"command": command, "folder": os.path.realpath(folder), "files": files}
+    place = os.path.realpath(folder)
+    digest = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:16]
+    return {"command": command, "folder": Path(place).name, "place": digest, "files": files}
 
 
 def _beside(folder: Path) -> Iterator[tuple[str, Path]]:
