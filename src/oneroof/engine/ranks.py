@@ -99,7 +99,8 @@ def main(words: list[str]) -> int:
     """A rank that was started by `assemble_engine`; the word is the number of its socket."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its starter decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # its starter decides
+        signal.signal(number, signal.SIG_IGN)
     starter = Starter(int(words[0]))
     status = 0
     while status == 0:  # one model after the other; the starter's end is ours
