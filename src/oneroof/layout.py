@@ -74,10 +74,6 @@ class Share:
     expert_width: Span
     vocabulary: Span
 
-    def whole(self, config: ModelConfig) -> bool:
-        """It is all there is."""
-        return self == share_of(config, ALONE, 0)
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -177,12 +173,6 @@ def cut_of(config: ModelConfig, share: Share, name: str) -> Cut | None:
         span, whole = _spans(config, share)[field]
         return Cut(axis, span.start, span.stop, whole)
     return UNCUT
-
-
-def stage_of(config: ModelConfig, grid: Grid, name: str) -> tuple[int, ...]:
-    """The stages that hold our tensor `name`."""
-    shares = (share_of(config, grid, stage * grid.tp) for stage in range(grid.pp))
-    return tuple(i for i, share in enumerate(shares) if cut_of(config, share, name) is not None)
 
 
 def _outside(config: ModelConfig, share: Share, name: str) -> Cut | None:

@@ -18,7 +18,7 @@ from queue import Empty, Queue
 from socket import SHUT_RDWR, socket, socketpair
 
 from oneroof import log
-from oneroof.comm.program import ending, program, search
+from oneroof.comm.program import begin, ending, program
 from oneroof.errors import RankLost
 
 _HEAD = struct.Struct(">I")
@@ -68,21 +68,10 @@ class _Rank:
         self.number = -1
         ours, theirs = socketpair()
         with theirs:
-            self.process = subprocess.Popen(
-                [*program(module), str(theirs.fileno()), *search()],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,  # ours is for results, and a library may print
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,  # Ctrl-C goes to its starter, which decides
-            )
+            self.process = begin(program(module), theirs, apart=True)
         self.line = Line(ours)
         self.said: deque[str] = deque(maxlen=_TAIL)
         self.messages: Queue[bytes | None] = Queue()
-        self.ended_at = 0.0
         self._ended = ended
         self._listener = threading.Thread(target=self._listen, name="a rank's words", daemon=True)
         self._listener.start()
@@ -98,7 +87,6 @@ class _Rank:
         while (message := self.line.receive()) is not None:
             self.messages.put(message)
         self.process.wait()
-        self.ended_at = time.monotonic()
         self._listener.join(_LAST_WORDS)  # not for ever: whoever it started may hold the pipe
         self._ended(self)
         self.messages.put(None)
@@ -163,16 +151,13 @@ class Crew:
             time.sleep(0.02)
         return self.lost
 
-    def hear(self, limit: float | None = None) -> dict[int, bytes]:
-        """One message of each rank. RankLost where one dies before, or is silent for `limit` seconds."""
-        until = None if limit is None else time.monotonic() + limit
+    def hear(self) -> dict[int, bytes]:
+        """One message of each rank. RankLost where one dies before."""
         found: dict[int, bytes] = {}
         for rank in self._ranks:
             while rank.number not in found:
                 if self._lost is not None and rank.messages.empty():
                     raise RankLost(self._lost.fate())
-                if until is not None and time.monotonic() > until:
-                    raise RankLost(f"{rank.fate()}; {limit:g} s are allowed")
                 with suppress(Empty):
                     message = rank.messages.get(timeout=0.1)
                     if message is None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from socket import socket
 
 import oneroof
 
@@ -20,6 +23,24 @@ def program(module: str) -> tuple[str, ...]:
     call = f"from {module} import main; sys.exit(main(sys.argv[1:2]))"
     # -P: a file called random.py in the folder that someone works in is not taken for Python's
     return (sys.executable, "-P", "-c", SAME_CODE + call)
+
+
+def begin(words: Sequence[str], end: socket, *, apart: bool = False) -> subprocess.Popen[str]:
+    """A process of `program` that has `end` of a socket; what it prints comes over its standard output.
+
+    `apart`: a Ctrl-C in our terminal does not reach it.
+    """
+    return subprocess.Popen(
+        [*words, str(end.fileno()), *search()],
+        pass_fds=(end.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # ours is for results, and a library may print
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=apart,
+    )
 
 
 def ending(status: int) -> str:

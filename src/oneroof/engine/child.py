@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable
 from socket import socketpair
 
 from oneroof import log
-from oneroof.comm.program import ending, program, search
+from oneroof.comm.program import begin, ending, program
 
 PROGRAM = program("oneroof.engine.worker")
 _TAIL = 20  # lines of its standard error that are kept
@@ -23,16 +22,7 @@ class Child:
         """`ended` is called once, by a thread of ours, when the process is gone."""
         self.socket, theirs = socketpair()  # reached by nobody else: it has no name
         with theirs:
-            self._process = subprocess.Popen(
-                [*PROGRAM, str(theirs.fileno()), *search()],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,  # ours is for results, and a library may print
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
+            self._process = begin(PROGRAM, theirs)
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._ended = ended
         self._listener = threading.Thread(target=self._listen, name="engine's stderr", daemon=True)

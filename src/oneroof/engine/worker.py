@@ -76,10 +76,7 @@ Build = Callable[[Load, Callable[[int, int], None]], tuple[Stepping, Ready]]
 
 def main(words: Sequence[str], build: Build | None = None) -> int:
     """Serve the socket whose number is the only word; `build` makes the engine. The status to exit with."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # they go to a whole terminal, or service; the client decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # to a whole terminal, or service: the client decides
         signal.signal(number, signal.SIG_IGN)
     line = socket(fileno=int(words[0]))
     line.set_inheritable(False)  # else a compiler that we start would keep the line open after our death

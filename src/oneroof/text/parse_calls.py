@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 
 from oneroof.text.parse_json import JsonScan, as_json
 
@@ -16,7 +17,7 @@ HELD = 1 << 16  # characters of a call that are held back at most before its hea
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-class CallReader:
+class CallReader(ABC):
     """What is being read as a call.
 
     From `begun` on, its name and that it has arguments are sure. `pieces` grows by the text of the arguments,
@@ -32,9 +33,9 @@ class CallReader:
         self.done = False
         self.fault = False
 
+    @abstractmethod
     def feed(self, text: str, at: int) -> int:
         """Reads on from `at`; returns where it stopped: at the call's end, a fault, or where it waits."""
-        raise NotImplementedError
 
     def finish(self, rest: str) -> str:
         """The text has ended, `rest` being what was waited with; returns what of it is no argument."""
